@@ -1,0 +1,108 @@
+"""Probe calls: functions that run inside a guest, in one Python process that stays for the whole scenario.
+
+The agent (``harness/probes/agent.py``) reads one JSON object a line from standard input and answers each
+with one on standard output. Starting Python costs a guest under TCG a second; a call costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import paramiko
+
+from harness.deadline import Deadline
+from harness.errors import CommandFailed, GuestHang, LostConnection
+from harness.guest.ssh import Ssh, wait_for_data
+from harness.oops import sanitize
+
+AGENT = ("python3", "-I", "-S", "-u", "/lib/harness/probes/agent.py")
+_SHOWN = 4096
+
+
+class ProbeError(CommandFailed):
+    """A probe function raised.
+
+    :param kind: the exception's class name in the guest, such as ``OSError``.
+    :param errno: its errno, if it has one.
+    """
+
+    def __init__(self, message: str, *, kind: str, errno: int | None, layer: str) -> None:
+        super().__init__(message, layer=layer)
+        self.kind = kind
+        self.errno = errno
+
+
+class Probe:
+    """The agent's process in one guest."""
+
+    def __init__(self, ssh: Ssh) -> None:
+        self._ssh = ssh
+        self._channel = ssh.open(AGENT)
+        self._buffer = b""
+        self._errors = b""
+        self._serial = 0
+
+    def call(self, function: str, *, deadline: Deadline, **arguments: object) -> Any:
+        """Call ``module.function`` among the probes and give its result.
+
+        :param arguments: JSON values.
+        :raises ProbeError: when the function raised.
+        :raises GuestHang: when it has not answered by the deadline.
+        :raises LostConnection: when the agent or the connection is gone.
+        """
+        started = time.monotonic()
+        self.send(function, **arguments)
+        answer = self.receive(function, deadline)
+        seconds = round(time.monotonic() - started, 3)
+        shown = json.dumps(answer)[:_SHOWN]
+        self._ssh.journal.record(
+            layer=self._ssh.layer, probe=function, arguments=arguments, seconds=seconds, answer=shown
+        )
+        if "error" in answer:
+            raise ProbeError(
+                f"{function}: {sanitize(answer['error'])}",
+                kind=answer.get("kind", ""),
+                errno=answer.get("errno"),
+                layer=self._ssh.layer,
+            )
+        return answer["result"]
+
+    def send(self, function: str, **arguments: object) -> None:
+        """Start a call without waiting for its answer; :meth:`receive` gives it."""
+        self._serial += 1
+        request = json.dumps({"id": self._serial, "call": function, "arguments": arguments})
+        try:
+            self._channel.sendall(request.encode() + b"\n")
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise self._lost(function) from error
+
+    def receive(self, function: str, deadline: Deadline) -> dict[str, Any]:
+        """Wait for the answer to the oldest call that has none yet."""
+        while b"\n" not in self._buffer:
+            while self._channel.recv_stderr_ready():
+                self._errors = (self._errors + self._channel.recv_stderr(1 << 16))[-_SHOWN:]
+            if self._channel.recv_ready():
+                self._buffer += self._channel.recv(1 << 20)
+                continue
+            if self._channel.closed or self._channel.exit_status_ready():
+                raise self._lost(function)
+            self._ssh.check()
+            if deadline.expired:
+                raise GuestHang(
+                    f"the probe call {function} did not answer in time ({deadline.what})", layer=self._ssh.layer
+                )
+            wait_for_data(self._channel)
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _lost(self, function: str) -> LostConnection:
+        self._ssh.check()
+        said = sanitize(self._errors).strip().splitlines()
+        return LostConnection(f"the probe agent ended during {function}", layer=self._ssh.layer, tail=said[-20:])
+
+    def close(self) -> None:
+        """End the agent."""
+        self._channel.close()

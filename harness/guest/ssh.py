@@ -1,0 +1,217 @@
+"""The one door to SSH: commands in a guest, with both streams drained and every wait under a deadline."""
+
+from __future__ import annotations
+
+import json
+import select
+import shlex
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import paramiko
+from tenacity import RetryError, Retrying, retry_if_exception_type, wait_fixed
+
+from harness.deadline import Deadline
+from harness.errors import CommandFailed, GuestHang, HostError, LostConnection
+from harness.guest.identity import Identity
+from harness.oops import sanitize
+
+_TRANSIENT = (paramiko.SSHException, OSError, EOFError)
+_OUTPUT_LIMIT = 8 << 20
+_SHOWN = 4096
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that ended in a guest.
+
+    :param status: its exit status.
+    :param seconds: wall time on this host.
+    """
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: bytes
+    stderr: bytes
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """Standard output as text, free of control characters."""
+        return sanitize(self.stdout).strip()
+
+
+class Journal:
+    """``ssh.jsonl``: what was asked of a guest and what it answered, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = Lock()
+
+    def record(self, **entry: object) -> None:
+        """Append an entry."""
+        line = json.dumps({"at": round(time.time(), 3), **entry}, default=str)
+        with self._lock, self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+class Ssh:
+    """A connection to a guest's SSH server.
+
+    :param layer: whose it is, for errors.
+    :param check: called while waiting; raises when the machine has crashed or gone.
+    """
+
+    def __init__(self, transport: paramiko.Transport, layer: str, journal: Journal, check: Callable[[], None]) -> None:
+        self._transport = transport
+        self.layer = layer
+        self.journal = journal
+        self.check = check
+
+    @classmethod
+    def connect(
+        cls,
+        port: int,
+        identity: Identity,
+        *,
+        layer: str,
+        journal: Journal,
+        check: Callable[[], None],
+        deadline: Deadline,
+    ) -> Ssh:
+        """Connect to 127.0.0.1, pin the host key, log in as root with the run's key.
+
+        slirp accepts connections before the guest listens, so a refused or silent one is tried again
+        until the deadline.
+
+        :raises GuestHang: when no SSH server answers in time.
+        :raises HostError: when another machine answers than the one that was booted.
+        """
+
+        def attempt() -> paramiko.Transport:
+            check()
+            return _open_transport(port, identity, deadline)
+
+        try:
+            transport = Retrying(
+                retry=retry_if_exception_type(_TRANSIENT), wait=wait_fixed(_POLL_S), stop=lambda _: deadline.expired
+            )(attempt)
+        except RetryError as error:
+            check()
+            raise GuestHang(
+                f"no SSH server answered in time: {error.last_attempt.exception()}", layer=layer
+            ) from None
+        return cls(transport, layer, journal, check)
+
+    def run(
+        self, argv: Sequence[str], *, deadline: Deadline, stdin: bytes = b"", check_status: bool = True
+    ) -> Completed:
+        """Run a command and wait for its end.
+
+        :param argv: program and arguments; quoted here and nowhere else.
+        :raises CommandFailed: when it exits with anything but 0, unless ``check_status`` is false.
+        :raises GuestHang: when it has not ended by the deadline.
+        :raises LostConnection: when the connection breaks.
+        """
+        started = time.monotonic()
+        channel = self.open(argv)
+        try:
+            if stdin:
+                channel.sendall(stdin)
+            channel.shutdown_write()
+            stdout, stderr = self._drain(channel, argv, deadline)
+            status = channel.recv_exit_status()
+        except _TRANSIENT as error:
+            raise self._lost(argv, error) from error
+        finally:
+            channel.close()
+        completed = Completed(tuple(argv), status, stdout, stderr, round(time.monotonic() - started, 3))
+        self.journal.record(
+            layer=self.layer,
+            argv=argv,
+            status=status,
+            seconds=completed.seconds,
+            stdout=sanitize(stdout[:_SHOWN]),
+            stderr=sanitize(stderr[:_SHOWN]),
+        )
+        if check_status and status != 0:
+            said = sanitize(stderr or stdout).strip().splitlines()
+            raise CommandFailed(
+                f"`{shlex.join(argv)}` exited with status {status}", layer=self.layer, tail=said[-20:]
+            )
+        return completed
+
+    def open(self, argv: Sequence[str]) -> paramiko.Channel:
+        """Start a command and give its channel."""
+        try:
+            channel = self._transport.open_session(timeout=30)
+            channel.exec_command(shlex.join(argv))
+        except _TRANSIENT as error:
+            raise self._lost(argv, error) from error
+        return channel
+
+    def _drain(self, channel: paramiko.Channel, argv: Sequence[str], deadline: Deadline) -> tuple[bytes, bytes]:
+        """Read both streams to their end: a command that fills one of them past the window would block."""
+        streams = (bytearray(), bytearray())
+        while True:
+            while channel.recv_ready():
+                streams[0].extend(channel.recv(1 << 16))
+            while channel.recv_stderr_ready():
+                streams[1].extend(channel.recv_stderr(1 << 16))
+            if channel.exit_status_ready() and not channel.recv_ready() and not channel.recv_stderr_ready():
+                return bytes(streams[0]), bytes(streams[1])
+            if channel.closed:
+                raise EOFError("the channel closed without an exit status")
+            if max(map(len, streams)) > _OUTPUT_LIMIT:
+                raise CommandFailed(f"`{shlex.join(argv)}` printed more than {_OUTPUT_LIMIT >> 20} MiB", layer=self.layer)
+            self.check()
+            if deadline.expired:
+                self.journal.record(layer=self.layer, argv=argv, timed_out=True, stdout=sanitize(streams[0][:_SHOWN]))
+                raise GuestHang(f"`{shlex.join(argv)}` did not end in time ({deadline.what})", layer=self.layer)
+            wait_for_data(channel)
+
+    def _lost(self, argv: Sequence[str], error: BaseException) -> LostConnection:
+        self.check()  # a crashed machine explains itself better than a broken connection does
+        reason = str(error) or type(error).__name__
+        return LostConnection(f"the SSH connection broke during `{shlex.join(argv)}`: {reason}", layer=self.layer)
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._transport.close()
+
+
+def wait_for_data(channel: paramiko.Channel) -> None:
+    """Wait a moment for a channel to have something to read, or an exit status."""
+    if channel.eof_received:
+        channel.status_event.wait(_POLL_S)
+    else:
+        select.select([channel], [], [], _POLL_S)
+
+
+def _open_transport(port: int, identity: Identity, deadline: Deadline) -> paramiko.Transport:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=min(5.0, deadline.remaining_s + 0.1))
+    transport = paramiko.Transport(connection)
+    try:
+        options = transport.get_security_options()
+        # The cheapest of what both ends have: a guest under TCG pays for each round of arithmetic.
+        options.kex = ("curve25519-sha256@libssh.org",)
+        options.key_types = ("ssh-ed25519",)
+        options.ciphers = ("aes128-ctr",)
+        options.digests = ("hmac-sha2-256",)
+        transport.banner_timeout = 10
+        transport.start_client(timeout=max(1.0, min(30.0, deadline.remaining_s)))
+        if transport.get_remote_server_key().asbytes() != identity.host_key_blob:
+            raise HostError(
+                "another machine answers on the guest's port: its host key is not the one made for this run",
+                hint="a QEMU of an earlier run may still hold the port; see `harness doctor`",
+            )
+        transport.auth_publickey("root", identity.client_pkey())
+    except BaseException:
+        transport.close()
+        raise
+    return transport

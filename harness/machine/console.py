@@ -1,0 +1,167 @@
+"""A machine's console: QEMU logs it to a file, this reads the file in bounded pieces, pexpect talks to it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pexpect
+from pexpect.socket_pexpect import SocketSpawn
+from tenacity import RetryError, Retrying, retry_if_result, wait_fixed
+
+from harness.deadline import Deadline, DeadlineExceeded
+from harness.errors import GuestError, HostError
+from harness.oops import Report, Scanner, sanitize, tail_lines
+
+#: A console that says more than this in one scenario is flooding; an ordinary one says under 1 MiB.
+FLOOD_BYTES = 64 << 20
+_BLOCK_BYTES = 1 << 20
+_POLL_S = 0.02
+_TAIL_BYTES = 16 << 10
+
+
+class ConsoleFlood(GuestError):
+    """A guest printed more than a console may hold."""
+
+
+class Console:
+    """One layer's console.
+
+    :param layer: whose console it is: ``guest``, ``dom0``, ``xen``, or ``qemu`` for QEMU's own output.
+    :param kind: what prints on it, for the crash patterns: ``linux``, ``xen`` or ``qemu``.
+    :param log: the file that grows with it; it need not exist yet.
+    :param socket_path: the Unix socket on which QEMU serves it; None when nobody can type on it.
+    """
+
+    def __init__(self, layer: str, kind: str, log: Path, socket_path: Path | None = None) -> None:
+        self.layer = layer
+        self.log = log
+        self._socket_path = socket_path
+        self._scanner = Scanner(layer, kind)
+        self._position = 0
+        self._marker: bytes | None = None
+        self._marker_seen = False
+        self._carry = b""
+
+    def poll(self) -> list[Report]:
+        """Read what is new and give the crashes that began in it.
+
+        :raises ConsoleFlood: when the console has said more than it may.
+        """
+        reports: list[Report] = []
+        for block in self._new_blocks():
+            reports += self._scanner.feed(block)
+            self._look_for_marker(block)
+        if self._position > FLOOD_BYTES:
+            raise ConsoleFlood(
+                f"the console printed more than {FLOOD_BYTES >> 20} MiB",
+                layer=self.layer,
+                tail=self.tail(),
+                log=self.log,
+            )
+        return reports
+
+    def _new_blocks(self) -> Iterator[bytes]:
+        if not self.log.exists():
+            return
+        with self.log.open("rb") as file:
+            file.seek(self._position)
+            while self._position <= FLOOD_BYTES and (block := file.read(_BLOCK_BYTES)):
+                self._position += len(block)
+                yield block
+
+    def _look_for_marker(self, block: bytes) -> None:
+        if self._marker is not None and not self._marker_seen:
+            window = self._carry + block
+            self._marker_seen = self._marker in window
+            self._carry = window[-len(self._marker) :]
+
+    def wait_for(self, marker: bytes, deadline: Deadline, check: Callable[[], None]) -> None:
+        """Wait until the console shows ``marker`` in what was not read before.
+
+        :param check: called at each look; it polls this console and raises when waiting has become pointless.
+        :raises DeadlineExceeded: when time is up.
+        """
+        self._marker, self._marker_seen, self._carry = marker, False, b""
+
+        def seen() -> bool:
+            check()
+            return self._marker_seen
+
+        try:
+            Retrying(
+                retry=retry_if_result(lambda found: not found),
+                wait=wait_fixed(_POLL_S),
+                stop=lambda _: deadline.expired,
+            )(seen)
+        except RetryError:
+            raise DeadlineExceeded(f"timed out waiting for {deadline.what}") from None
+        finally:
+            self._marker = None
+
+    def finish(self) -> tuple[Report, ...]:
+        """Read the rest, close open reports, and give all of them."""
+        try:
+            self.poll()
+        except ConsoleFlood:
+            pass  # whoever polled first was told
+        self._scanner.finish()
+        return tuple(self._scanner.reports)
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """The crashes seen so far."""
+        return tuple(self._scanner.reports)
+
+    def tail(self, count: int = 20) -> tuple[str, ...]:
+        """The last lines, fit to be shown on a terminal."""
+        if not self.log.exists():
+            return ()
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
+            return tail_lines(file.read(), count)
+
+    @contextmanager
+    def dialogue(self) -> Iterator[Dialogue]:
+        """Talk to whoever listens on the console, through pexpect.
+
+        :raises HostError: when the console has no socket, or QEMU refuses the connection.
+        """
+        if self._socket_path is None:
+            raise HostError("nobody can type on this console", layer=self.layer)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            try:
+                connection.connect(str(self._socket_path))
+            except OSError as error:
+                raise HostError(f"cannot reach the console: {error}", layer=self.layer) from error
+            yield Dialogue(self, connection)
+
+
+class Dialogue:
+    """An interactive exchange on a console."""
+
+    def __init__(self, console: Console, connection: socket.socket) -> None:
+        self._console = console
+        self._spawn = SocketSpawn(connection, maxread=4096, searchwindowsize=8192)
+
+    def send_line(self, line: str) -> None:
+        """Type a line and press Enter."""
+        self._spawn.send(line + "\r")
+
+    def expect(self, pattern: str, deadline: Deadline) -> str:
+        """Wait for a regular expression and give what it matched.
+
+        :raises DeadlineExceeded: when it does not show up in time.
+        """
+        try:
+            self._spawn.expect(pattern.encode(), timeout=deadline.remaining_s)
+        except (pexpect.TIMEOUT, pexpect.EOF):
+            raise DeadlineExceeded(
+                f"the console did not show {pattern!r}",
+                layer=self._console.layer,
+                tail=self._console.tail(),
+                log=self._console.log,
+            ) from None
+        return sanitize(self._spawn.match.group(0))

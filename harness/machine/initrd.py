@@ -1,0 +1,52 @@
+"""The initramfs of one run: the segments that the store has, the probes, and the run's identity.
+
+The kernel unpacks concatenated archives one after another (kernel's ``Documentation/driver-api/early-userspace/
+buffer-format.rst``), so nothing has to be packed anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from harness.errors import HostError
+from harness.guest.identity import Identity
+from harness.images.cpio import Archive
+
+PROBES_DIRECTORY = "lib/harness/probes"
+
+
+def probes_segment() -> bytes:
+    """The probes as a cpio archive."""
+    archive = Archive()
+    for file in resources.files("harness.probes").iterdir():
+        if file.name.endswith(".py") and file.name != "__init__.py":
+            archive.add_file(f"{PROBES_DIRECTORY}/{file.name}", file.read_bytes(), mode=0o644)
+    return archive.pack()
+
+
+def write_initrd(target: Path, segments: Sequence[Path], identity: Identity | None) -> None:
+    """Write the whole initramfs.
+
+    :param identity: the run's keys; without one nobody can log in, and the console is the only way in.
+    :raises HostError: when the disk is full.
+    """
+    try:
+        with target.open("wb") as out:
+            for segment in segments:
+                with segment.open("rb") as file:
+                    shutil.copyfileobj(file, out, 1 << 20)
+                out.write(b"\0" * (-out.tell() % 4))
+            out.write(probes_segment())
+            if identity is not None:
+                archive = Archive()
+                for path, (content, mode) in identity.files().items():
+                    archive.add_file(path, content, mode=mode)
+                out.write(archive.pack())
+    except OSError as error:
+        free = shutil.disk_usage(target.parent).free >> 20
+        raise HostError(
+            f"cannot write the guest's initramfs: {error}", hint=f"{free} MiB are free in {target.parent}; set TMPDIR"
+        ) from error

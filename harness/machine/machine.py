@@ -1,0 +1,336 @@
+"""A running machine: QEMU with its monitor, its console, its traces, and the guest behind them."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from harness.deadline import Deadline, DeadlineExceeded
+from harness.errors import BootError, GuestCrash, HarnessError, HostError
+from harness.guest.identity import Identity
+from harness.guest.probe import Probe
+from harness.guest.ssh import Journal, Ssh
+from harness.machine.accel import Accelerator
+from harness.machine.console import Console
+from harness.machine.initrd import write_initrd
+from harness.machine.process import Process, describe_exit
+from harness.machine.qmp import Monitor, MonitorLost
+from harness.machine.spec import Plan, Wiring, qemu_argv
+from harness.machine.trace import Tracer
+from harness.oops import Blame, Report, Severity
+
+READY = b"harness: ready"
+_MONITOR_TIMEOUT_S = 30
+_HOST_FORWARD = re.compile(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s")
+
+
+@dataclass(slots=True)
+class Timings:
+    """What the start of a machine cost, in seconds from QEMU's start."""
+
+    monitor: float = 0.0
+    ready: float = 0.0
+    first_command: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BootFiles:
+    """What QEMU boots: a kernel and the segments that make up its initramfs, in order."""
+
+    kernel: Path
+    segments: tuple[Path, ...]
+
+
+@dataclass(slots=True)
+class _Running:
+    """What exists only while QEMU runs."""
+
+    process: Process
+    monitor: Monitor
+    tracer: Tracer
+    started: float
+    ssh: Ssh | None = None
+    probe: Probe | None = None
+    pauses_expected: bool = False
+    stack: ExitStack = field(default_factory=ExitStack)
+
+
+class Machine:
+    """One guest under QEMU. A context manager: QEMU does not outlive the block.
+
+    :param layer: the guest's name in consoles, evidence and errors.
+    :param results: directory for logs; they stay.
+    :param scratch: directory for sockets and temporary files; it goes.
+    :param tolerated: whether a crash report is one that the scenario provokes on purpose.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        files: BootFiles,
+        accelerator: Accelerator,
+        *,
+        results: Path,
+        scratch: Path,
+        layer: str = "guest",
+        tolerated: Callable[[Report], bool] = lambda _: False,
+    ) -> None:
+        self.plan = plan
+        self.files = files
+        self.accelerator = accelerator
+        self.layer = layer
+        self.results = results
+        self.identity = Identity.generate()
+        self.timings = Timings()
+        self.journal = Journal(results / "ssh.jsonl")
+        self.console = Console(layer, "linux", results / f"console-{layer}.log", scratch / "console")
+        self.qemu_output = Console("qemu", "qemu", results / "qemu.log")
+        self._tolerated = tolerated
+        self._scratch = scratch
+        self._running: _Running | None = None
+        self._wiring = Wiring(
+            kernel=str(files.kernel),
+            initrd=str(scratch / "initrd"),
+            mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3)),
+            console_socket=str(scratch / "console"),
+            console_log=str(self.console.log),
+            log=str(results / "trace.log"),
+        )
+
+    @property
+    def time_factor(self) -> float:
+        """By how much this machine is slower than one under KVM, as its profile says."""
+        return self.plan.profile.tcg_factor if self.accelerator.name == "tcg" else 1.0
+
+    @property
+    def consoles(self) -> tuple[Console, ...]:
+        """Everything that is scanned for crashes."""
+        return (self.console, self.qemu_output)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.kill()
+
+    # -- start and end -------------------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """Start QEMU and wait until the guest takes commands.
+
+        :raises HostError: QEMU cannot be started, or ended.
+        :raises BootError: the guest is not there in time, or its image is at fault.
+        :raises GuestCrash: the guest's kernel crashed on the way.
+        """
+        write_initrd(Path(self._wiring.initrd), self.files.segments, self.identity)
+        timeout_s = self.plan.profile.boot_timeout_s * self.time_factor
+        deadline = Deadline.after(timeout_s, f"the guest to boot ({timeout_s:.0f} s under {self.accelerator.name})")
+        self._start(self._wiring)
+        try:
+            self.console.wait_for(READY, deadline, self.check)
+        except DeadlineExceeded:
+            raise BootError(
+                f"the guest did not come up in {timeout_s:.0f} s",
+                layer=self.layer,
+                tail=self.console.tail(),
+                log=self.console.log,
+                hint="the console's last lines say how far it came; a loaded host needs more time",
+            ) from None
+        self.timings.ready = self._elapsed()
+        self.ssh(deadline)
+        self.timings.first_command = self._elapsed()
+
+    def _elapsed(self) -> float:
+        return round(time.monotonic() - self._live.started, 3)
+
+    def _start(self, wiring: Wiring) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            wiring = replace(wiring, monitor_fd=theirs.fileno())
+            argv = qemu_argv(self.plan, wiring, self.accelerator.name)
+            (self.results / "qemu.argv").write_text(shlex.join(argv) + "\n", encoding="utf-8")
+            started = time.monotonic()
+            process = Process(argv, output=self.qemu_output.log, cwd=self.results, pass_fds=[theirs.fileno()])
+        try:
+            deadline = Deadline.after(_MONITOR_TIMEOUT_S, "QEMU's monitor")
+            monitor = Monitor(ours, self.results / "qmp.jsonl", deadline)
+        except MonitorLost as error:
+            status = process.kill()
+            raise self._qemu_ended(status) from error
+        except BaseException:
+            process.kill()
+            raise
+        assert wiring.log is not None
+        self._running = _Running(process, monitor, Tracer(monitor, Path(wiring.log)), started)
+        self.timings.monitor = self._elapsed()
+
+    def kill(self) -> None:
+        """End QEMU at once; there is nothing in a test guest worth shutting down for. Safe to call again."""
+        running, self._running = self._running, None
+        if running is None:
+            return
+        running.process.kill()
+        with ExitStack() as stack:
+            stack.callback(running.monitor.close)
+            if running.ssh is not None:
+                stack.callback(running.ssh.close)
+
+    # -- what steps use ------------------------------------------------------------------------------------
+
+    @property
+    def _live(self) -> _Running:
+        if self._running is None:
+            raise HostError("the machine is not running", layer=self.layer)
+        return self._running
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._live.process.pid
+
+    @property
+    def monitor(self) -> Monitor:
+        """QEMU's monitor."""
+        return self._live.monitor
+
+    @property
+    def tracer(self) -> Tracer:
+        """QEMU's trace events."""
+        return self._live.tracer
+
+    def port(self) -> int:
+        """The loopback port, chosen by QEMU, that leads to the guest's SSH server."""
+        match = _HOST_FORWARD.search(self.monitor.human("info usernet"))
+        if match is None:
+            raise HostError("QEMU does not say which port it forwards", layer="qemu")
+        return int(match.group(1))
+
+    def ssh(self, deadline: Deadline) -> Ssh:
+        """The connection to the guest; made at first use."""
+        live = self._live
+        if live.ssh is None:
+            live.ssh = Ssh.connect(
+                self.port(),
+                self.identity,
+                layer=self.layer,
+                journal=self.journal,
+                check=self.check,
+                deadline=deadline,
+            )
+        return live.ssh
+
+    def call(self, function: str, *, deadline: Deadline, **arguments: object) -> Any:
+        """Call a probe function in the guest; the agent is started at first use."""
+        return self.probe(deadline).call(function, deadline=deadline, **arguments)
+
+    def probe(self, deadline: Deadline) -> Probe:
+        """The guest's probe agent."""
+        live = self._live
+        if live.probe is None:
+            live.probe = Probe(self.ssh(deadline))
+        return live.probe
+
+    # -- health --------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Look at the machine's consoles and at QEMU; called wherever the harness waits.
+
+        A crash that the kernel survives is judged at the end; one that ends the machine is raised here.
+
+        :raises GuestCrash: the guest panicked or reset itself.
+        :raises BootError: it panicked because of its image or its command line.
+        :raises HostError: QEMU ended or stopped by itself.
+        """
+        for console in self.consoles:
+            for report in console.poll():
+                self._raise_if_fatal(report, console)
+        live = self._live
+        status = live.process.poll()
+        if status is not None:
+            raise self._qemu_ended(status)
+        if not live.pauses_expected and live.monitor.events("STOP"):
+            state = live.monitor.execute("query-status")["status"]
+            if state != "running":
+                raise HostError(f"QEMU stopped the machine: {state}", layer="qemu", tail=self.qemu_output.tail())
+
+    def _raise_if_fatal(self, report: Report, console: Console) -> None:
+        if report.severity is not Severity.FATAL or self._tolerated(report):
+            return
+        wrong = BootError if report.blame is Blame.SETUP else GuestCrash
+        raise wrong(report.title, layer=console.layer, tail=console.tail(), log=console.log)
+
+    def _qemu_ended(self, status: int) -> HarnessError:
+        for console in self.consoles:
+            for report in console.finish():
+                if report.severity is Severity.FATAL and report.blame is Blame.PRODUCT and not self._tolerated(report):
+                    return GuestCrash(report.title, layer=console.layer, tail=console.tail(), log=console.log)
+        if status == 0:
+            return GuestCrash(
+                "the machine reset or powered itself off",
+                layer=self.layer,
+                tail=self.console.tail(),
+                log=self.console.log,
+            )
+        return HostError(
+            f"QEMU ended with {describe_exit(status)}",
+            layer="qemu",
+            tail=self.qemu_output.tail(),
+            log=self.qemu_output.log,
+        )
+
+    # -- saved state ---------------------------------------------------------------------------------------
+
+    def save(self, state: Path, deadline: Deadline) -> None:
+        """Stop the guest and write its whole state to a file (QMP ``migrate``). QEMU is ended.
+
+        :raises HostError: when QEMU cannot save it, a full disk included.
+        """
+        live = self._live
+        live.pauses_expected = True
+        live.monitor.execute("stop")
+        with state.open("wb") as file:
+            live.monitor.send_fd("state", file.fileno())
+            live.monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
+            live.monitor.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+            live.monitor.execute("migrate", {"uri": "fd:state"})
+            self._await_migration(deadline)
+        self.kill()
+
+    def restore(self, state: Path, deadline: Deadline) -> None:
+        """Start QEMU from a saved state and let the guest go on; its SSH connection is new.
+
+        :raises HostError: when QEMU refuses the state.
+        """
+        self._start(replace(self._wiring, incoming=True))
+        live = self._live
+        live.pauses_expected = True
+        with state.open("rb") as file:
+            live.monitor.send_fd("state", file.fileno())
+            live.monitor.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+            live.monitor.execute("migrate-incoming", {"uri": "fd:state"})
+            self._await_migration(deadline)
+        live.monitor.execute("cont")
+        live.pauses_expected = False
+        self.ssh(deadline)
+
+    def _await_migration(self, deadline: Deadline) -> None:
+        done = self._live.monitor.wait_event(
+            "MIGRATION", deadline, lambda event: event["data"]["status"] in ("completed", "failed")
+        )
+        if done is None or done["data"]["status"] == "failed":
+            raise HostError(
+                "QEMU could not move the machine's state" if done else "QEMU did not move the machine's state in time",
+                layer="qemu",
+                tail=self.qemu_output.tail(),
+                hint=f"free space there: {shutil.disk_usage(self._scratch).free >> 20} MiB",
+            )

@@ -1,0 +1,129 @@
+"""The one door to host processes of a machine: QEMU, started so that it dies with the harness.
+
+``setpriv --pdeathsig KILL`` makes the kernel kill the child when the *thread* that spawned it ends
+(prctl(2), PR_SET_PDEATHSIG). So one thread, which lives as long as this process, spawns them all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
+
+import psutil
+
+from harness.deadline import Deadline
+from harness.errors import HostError
+
+_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR")
+
+
+class _Spawner:
+    """Runs calls, one after another, on a daemon thread that never ends before the process does."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._calls: SimpleQueue[tuple[Callable[[], subprocess.Popen[bytes]], Future[subprocess.Popen[bytes]]]]
+        self._pid = 0
+
+    def spawn(self, call: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._pid != os.getpid():  # first use, or first use after a fork: threads do not survive one
+                self._calls = SimpleQueue()
+                Thread(target=self._serve, args=(self._calls,), name="spawner", daemon=True).start()
+                self._pid = os.getpid()
+            calls = self._calls
+        future: Future[subprocess.Popen[bytes]] = Future()
+        calls.put((call, future))
+        return future.result()
+
+    @staticmethod
+    def _serve(
+        calls: SimpleQueue[tuple[Callable[[], subprocess.Popen[bytes]], Future[subprocess.Popen[bytes]]]],
+    ) -> None:
+        while True:
+            call, future = calls.get()
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+
+_SPAWNER = _Spawner()
+
+
+class Process:
+    """A running host process.
+
+    :param argv: the command; no shell is involved.
+    :param output: file that receives its standard output and error.
+    :param pass_fds: file descriptors that it inherits under the same numbers.
+    :raises HostError: when the program does not exist or cannot be started.
+    """
+
+    def __init__(self, argv: Sequence[str], *, output: Path, cwd: Path, pass_fds: Sequence[int] = ()) -> None:
+        if shutil.which(argv[0]) is None:
+            raise HostError(f"{argv[0]} is not installed", hint="run `make setup`, or see `harness doctor`")
+        command = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        with output.open("ab") as log:
+            # A session of its own: Ctrl-C reaches the harness alone, which then tears down in order.
+            self._popen = _SPAWNER.spawn(
+                lambda: subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=cwd,
+                    env={**environment, "LC_ALL": "C.UTF-8"},
+                    pass_fds=tuple(pass_fds),
+                    start_new_session=True,
+                )
+            )
+        self.output = output
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._popen.pid
+
+    def poll(self) -> int | None:
+        """The exit status as ``subprocess`` gives it (negative for a signal), or None while it runs."""
+        return self._popen.poll()
+
+    def wait(self, deadline: Deadline) -> int | None:
+        """Wait for the end; None when the deadline came first."""
+        try:
+            return self._popen.wait(deadline.remaining_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> int:
+        """SIGKILL, reap, and give the exit status. Safe to call again."""
+        if self._popen.poll() is None:
+            self._popen.kill()
+        return self._popen.wait()
+
+
+def describe_exit(status: int) -> str:
+    """An exit status in words: ``exit status 1`` or ``signal SIGABRT``."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs. A zombie does not: where PID 1 reaps nobody, ``kill -0`` would say it does."""
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,128 @@
+"""QEMU's trace events as evidence: on around a step, off again, and read back from QEMU's log.
+
+Debian's QEMU writes traces with the ``log`` back end: one line an event, its name first
+(QEMU's ``docs/devel/tracing``). Each line is flushed before the monitor answers the next command, so
+what lies between two commands in the file is what happened between them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import HostError
+from harness.machine.qmp import Monitor, MonitorLost, MonitorRefused
+
+#: A trace left on by mistake fills a disk: 330 MB were seen in one run.
+LIMIT_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """One event: its name, and the rest of the line as QEMU formatted it."""
+
+    name: str
+    text: str
+
+    def number(self, field: str) -> int:
+        """The value after ``field``, in decimal or with a ``0x`` prefix.
+
+        :raises HostError: when the event has no such field: QEMU formats it otherwise than we read it.
+        """
+        match = re.search(rf"\b{re.escape(field)}[:=]?\s*(0x[0-9a-fA-F]+|-?\d+)", self.text)
+        if match is None:
+            raise HostError(f"trace event {self.name} has no field {field}: {self.text}", layer="qemu")
+        return int(match.group(1), 0)
+
+
+class Recording:
+    """What QEMU logs of the named events, from now until :meth:`close`.
+
+    :param log: QEMU's log file.
+    :param names: event names, ``*`` for any part.
+    """
+
+    def __init__(self, log: Path, names: Sequence[str]) -> None:
+        self._log = log
+        alternatives = "|".join(re.escape(name).replace(r"\*", r"\w*") for name in names)
+        self._wanted = re.compile(rf"({alternatives}) (.*)")
+        self._position = self._size()
+        self._end: int | None = None
+
+    def _size(self) -> int:
+        return self._log.stat().st_size if self._log.exists() else 0
+
+    def close(self) -> None:
+        """Mark the end: later events do not belong to this recording."""
+        self._end = self._size()
+
+    def take(self) -> list[TraceEvent]:
+        """The events that came since the recording began, or since the last call.
+
+        :raises HostError: when there are more of them than fit in memory.
+        """
+        size = (self._size() if self._end is None else self._end) - self._position
+        if size > LIMIT_BYTES:
+            raise HostError(
+                f"a trace of {size >> 20} MiB is too large to read",
+                hint="record fewer events, or a shorter step",
+                log=self._log,
+            )
+        if size <= 0:
+            return []
+        with self._log.open("rb") as file:
+            file.seek(self._position)
+            text = file.read(size)
+        whole = text[: text.rfind(b"\n") + 1]  # QEMU may be in the middle of a line
+        self._position += len(whole)
+        matches = map(self._wanted.fullmatch, whole.decode("utf-8", "replace").splitlines())
+        return [TraceEvent(match.group(1), match.group(2)) for match in matches if match]
+
+
+class Tracer:
+    """Switches trace events of one QEMU.
+
+    :param monitor: its monitor.
+    :param log: the file that its ``-D`` names.
+    """
+
+    def __init__(self, monitor: Monitor, log: Path) -> None:
+        self._monitor = monitor
+        self._log = log
+        self._users: Counter[str] = Counter()
+
+    @contextmanager
+    def record(self, *names: str) -> Iterator[Recording]:
+        """Record the named events (``*`` matches any part) while the block runs; blocks may nest.
+
+        :raises HostError: when this QEMU has no such event.
+        """
+        recording = Recording(self._log, names)
+        with ExitStack() as stack:
+            for name in names:
+                stack.enter_context(self._switched_on(name))
+            yield recording
+        recording.close()
+
+    @contextmanager
+    def _switched_on(self, name: str) -> Iterator[None]:
+        if not self._users[name]:
+            self._switch(name, on=True)
+        self._users[name] += 1
+        try:
+            yield
+        finally:
+            self._users[name] -= 1
+            if not self._users[name]:
+                with suppress(MonitorLost):  # with QEMU gone, nothing is traced any more
+                    self._switch(name, on=False)
+
+    def _switch(self, name: str, *, on: bool) -> None:
+        try:
+            self._monitor.execute("trace-event-set-state", {"name": name, "enable": on})
+        except MonitorRefused as error:
+            raise HostError(f"this QEMU has no trace event {name}", layer="qemu", hint="QEMU 7.2 or newer") from error

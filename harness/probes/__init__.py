@@ -1,0 +1,1 @@
+"""Programs that run inside guests: Python, standard library only, JSON lines out."""
