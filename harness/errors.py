@@ -103,7 +103,12 @@ class UsageError(HarnessError):
 
 
 class HostError(HarnessError):
-    """The host is at fault: QEMU, a tool, the disk, an image, a package mirror."""
+    """The host is at fault: QEMU, a tool, the disk, an image, a package mirror.
+
+    :attr:`may_pass` is set where another try may succeed, as when QEMU was killed from outside.
+    """
+
+    may_pass = False
 
 
 class BootError(HarnessError):

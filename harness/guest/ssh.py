@@ -45,6 +45,11 @@ class Completed:
         """Standard output as text, free of control characters."""
         return sanitize(self.stdout).strip()
 
+    @property
+    def error_text(self) -> str:
+        """Standard error as text, free of control characters."""
+        return sanitize(self.stderr).strip()
+
 
 class Journal:
     """``ssh.jsonl``: what was asked of a guest and what it answered, one JSON object a line."""
@@ -153,6 +158,21 @@ class Ssh:
             channel.exec_command(shlex.join(argv))
         except _TRANSIENT as error:
             raise self._lost(argv, error) from error
+        return channel
+
+    def open_shell(self, window: tuple[int, int] | None) -> paramiko.Channel:
+        """Start a login shell and give its channel.
+
+        :param window: columns and lines of the terminal it gets; None for no terminal.
+        """
+        try:
+            channel = self._transport.open_session(timeout=30)
+            if window is not None:
+                channel.get_pty("xterm", *window)
+            channel.set_combine_stderr(True)
+            channel.invoke_shell()
+        except _TRANSIENT as error:
+            raise self._lost(["sh"], error) from error
         return channel
 
     def _drain(self, channel: paramiko.Channel, argv: Sequence[str], deadline: Deadline) -> tuple[bytes, bytes]:

@@ -13,18 +13,20 @@ from pathlib import Path
 
 from harness.errors import HostError
 from harness.guest.identity import Identity
-from harness.images.cpio import Archive
+from harness.images.cpio import packed
+from harness.images.tree import Tree
 
-PROBES_DIRECTORY = "lib/harness/probes"
+#: Below ``usr``: an entry for the directory ``lib`` would replace the symlink that the root file system has there.
+PROBES_DIRECTORY = "usr/lib/harness/probes"
 
 
 def probes_segment() -> bytes:
     """The probes as a cpio archive."""
-    archive = Archive()
+    tree = Tree()
     for file in resources.files("harness.probes").iterdir():
         if file.name.endswith(".py") and file.name != "__init__.py":
-            archive.add_file(f"{PROBES_DIRECTORY}/{file.name}", file.read_bytes(), mode=0o644)
-    return archive.pack()
+            tree.file(f"{PROBES_DIRECTORY}/{file.name}", file.read_bytes())
+    return packed(tree)
 
 
 def write_initrd(target: Path, segments: Sequence[Path], identity: Identity | None) -> None:
@@ -41,10 +43,11 @@ def write_initrd(target: Path, segments: Sequence[Path], identity: Identity | No
                 out.write(b"\0" * (-out.tell() % 4))
             out.write(probes_segment())
             if identity is not None:
-                archive = Archive()
+                tree = Tree()
+                tree.directory("root/.ssh", 0o700)
                 for path, (content, mode) in identity.files().items():
-                    archive.add_file(path, content, mode=mode)
-                out.write(archive.pack())
+                    tree.file(path, content, mode)
+                out.write(packed(tree))
     except OSError as error:
         free = shutil.disk_usage(target.parent).free >> 20
         raise HostError(

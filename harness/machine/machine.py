@@ -6,6 +6,7 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -28,6 +29,9 @@ from harness.machine.qmp import Monitor, MonitorLost
 from harness.machine.spec import Plan, Wiring, qemu_argv
 from harness.machine.trace import Tracer
 from harness.oops import Blame, Report, Severity
+
+#: Who kills QEMU with these is the OOM killer or a person, and may not do it again.
+_SIGNALS_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
 READY = b"harness: ready"
 _MONITOR_TIMEOUT_S = 30
@@ -93,16 +97,18 @@ class Machine:
         self.identity = Identity.generate()
         self.timings = Timings()
         self.journal = Journal(results / "ssh.jsonl")
-        self.console = Console(layer, "linux", results / f"console-{layer}.log", scratch / "console")
+        self.console_socket = scratch / "console"
+        self.console = Console(layer, "linux", results / f"console-{layer}.log", self.console_socket)
         self.qemu_output = Console("qemu", "qemu", results / "qemu.log")
         self._tolerated = tolerated
-        self._scratch = scratch
+        self.scratch = scratch
+        self.pids: list[int] = []
         self._running: _Running | None = None
         self._wiring = Wiring(
             kernel=str(files.kernel),
             initrd=str(scratch / "initrd"),
             mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3)),
-            console_socket=str(scratch / "console"),
+            console_socket=str(self.console_socket),
             console_log=str(self.console.log),
             log=str(results / "trace.log"),
         )
@@ -161,6 +167,7 @@ class Machine:
             (self.results / "qemu.argv").write_text(shlex.join(argv) + "\n", encoding="utf-8")
             started = time.monotonic()
             process = Process(argv, output=self.qemu_output.log, cwd=self.results, pass_fds=[theirs.fileno()])
+        self.pids.append(process.pid)
         try:
             deadline = Deadline.after(_MONITOR_TIMEOUT_S, "QEMU's monitor")
             monitor = Monitor(ours, self.results / "qmp.jsonl", deadline)
@@ -198,6 +205,10 @@ class Machine:
         """QEMU's process id."""
         return self._live.process.pid
 
+    def resident_bytes(self) -> int:
+        """How much memory QEMU holds on this host."""
+        return self._live.process.resident_bytes()
+
     @property
     def monitor(self) -> Monitor:
         """QEMU's monitor."""
@@ -207,6 +218,12 @@ class Machine:
     def tracer(self) -> Tracer:
         """QEMU's trace events."""
         return self._live.tracer
+
+    def qemu_version(self) -> str:
+        """QEMU's version, with its packager's suffix."""
+        version = self.monitor.execute("query-version")
+        number = version["qemu"]
+        return f"{number['major']}.{number['minor']}.{number['micro']} {version['package']}".strip()
 
     def port(self) -> int:
         """The loopback port, chosen by QEMU, that leads to the guest's SSH server."""
@@ -281,12 +298,14 @@ class Machine:
                 tail=self.console.tail(),
                 log=self.console.log,
             )
-        return HostError(
+        error = HostError(
             f"QEMU ended with {describe_exit(status)}",
             layer="qemu",
             tail=self.qemu_output.tail(),
             log=self.qemu_output.log,
         )
+        error.may_pass = status in _SIGNALS_FROM_OUTSIDE
+        return error
 
     # -- saved state ---------------------------------------------------------------------------------------
 
@@ -332,5 +351,5 @@ class Machine:
                 "QEMU could not move the machine's state" if done else "QEMU did not move the machine's state in time",
                 layer="qemu",
                 tail=self.qemu_output.tail(),
-                hint=f"free space there: {shutil.disk_usage(self._scratch).free >> 20} MiB",
+                hint=f"free space there: {shutil.disk_usage(self.scratch).free >> 20} MiB",
             )

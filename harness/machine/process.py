@@ -93,6 +93,10 @@ class Process:
         """The process id."""
         return self._popen.pid
 
+    def resident_bytes(self) -> int:
+        """Its resident memory (VmRSS)."""
+        return int(psutil.Process(self.pid).memory_info().rss)
+
     def poll(self) -> int | None:
         """The exit status as ``subprocess`` gives it (negative for a signal), or None while it runs."""
         return self._popen.poll()
@@ -109,6 +113,14 @@ class Process:
         if self._popen.poll() is None:
             self._popen.kill()
         return self._popen.wait()
+
+
+def run_to_end(argv: Sequence[str], *, timeout_s: float = 10) -> str:
+    """Run a short command of this host and give what it printed, whatever its exit status."""
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s, check=False
+    )
+    return done.stdout.decode("utf-8", "replace")
 
 
 def describe_exit(status: int) -> str:

@@ -112,8 +112,8 @@ class Monitor:
         :raises MonitorLost: QEMU is gone, or did not answer in ``timeout_s``.
         """
         self._record({"execute": command, "arguments": dict(arguments or {})})
-        work = self._client.execute(command, cast("dict[str, object]", dict(arguments or {})))
         try:
+            work = self._client.execute(command, cast("dict[str, object]", dict(arguments or {})))
             reply = _LOOP.run(work, Deadline.after(timeout_s, f"QMP {command}"))
         except ExecuteError as error:
             self._record({"error": str(error)})

@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh Debian machine: `make run` and `make test`.
+SHELL := /bin/sh
+VENV := .venv
+PYTHON ?= python3
+SCENARIOS ?= scenarios
+
+.PHONY: run test setup host-packages images lint clean
+
+run: setup images
+	$(VENV)/bin/harness run $(SCENARIOS)
+
+test: setup
+	$(VENV)/bin/tox
+
+setup: host-packages $(VENV)/.ready
+
+images: setup
+	$(VENV)/bin/harness images build
+
+host-packages:
+	@tools/install-host-packages
+
+$(VENV)/.ready: pyproject.toml
+	@$(MAKE) --no-print-directory host-packages
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "harness needs Python 3.11 or newer")'
+	@echo "preparing $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+lint: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) .tox results

@@ -1,0 +1,300 @@
+"""Debian packages without an installed Debian: resolved, fetched and verified by apt in a root of its own.
+
+A private root has its own lists, its own empty ``dpkg`` status and its own architecture, so nothing on the host changes
+and no privilege is needed. Signatures are always verified against Debian's archive keyring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from urllib.parse import unquote
+
+from harness.deadline import Deadline
+from harness.errors import HostError
+from harness.images import tools
+from harness.images.arch import Arch
+from harness.images.locks import held
+from harness.progress import BYTES, Progress
+
+MIRROR_VARIABLE = "HARNESS_DEBIAN_MIRROR"
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_CODENAMES = "bullseye|bookworm|trixie|forky|duke|sid|oldstable|stable|testing|unstable"
+_UNAVAILABLE = re.compile(r"Unable to locate package (\S+)|Package '?([^\s']+)'? has no installation candidate")
+_INDEX_URI = re.compile(rf"'(?P<base>[^']+?)/dists/(?:{_CODENAMES})/main/binary-[^/']+/Packages")
+_PRINTED_URI = re.compile(
+    r"'[^']+' (?P<file>(?P<name>[^_]+)_(?P<version>[^_]+)_(?P<arch>[^_]+)\.deb) (?P<size>\d+) SHA256:(?P<sha256>\w{64})"
+)
+_STATUS = re.compile(r"dlstatus:\d+:(?P<percent>[\d.]+):")
+_CARRIED = re.compile(r"Acquire::(?:(?:http|https|ftp|tor|socks5h?)(?:::|\s)|Retries|ForceIPv|Queue-Mode|Proxy)")
+"""Of the host's own settings, what says how to reach a mirror. What weakens verification is not among them."""
+
+_HINTS = (
+    (
+        r"Could not resolve|Could not connect|[Cc]onnection (?:timed out|refused|failed)|Temporary failure|Cannot initiate",
+        f"is the network up? A proxy is taken from apt's own settings, a mirror from {MIRROR_VARIABLE}",
+    ),
+    (
+        r"EXPKEYSIG|NO_PUBKEY|BADSIG|is not signed|signatures? (?:couldn't|were|was|could not)|At least one invalid",
+        "apt install --only-upgrade debian-archive-keyring; if that is current, do not trust this mirror",
+    ),
+    (
+        r"is expired|not valid (?:yet|anymore)",
+        "is the host's clock right? A recipe for a frozen mirror says check_valid_until: false",
+    ),
+    (
+        r"404 +Not Found|does not have a Release file|does no longer have a Release file",
+        f"the mirror does not carry this suite or architecture: see the recipe and {MIRROR_VARIABLE}",
+    ),
+    (r"Hash Sum mismatch", "the mirror is being updated or a proxy serves stale files: try again in some minutes"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Deb:
+    """A package in the archive, as apt's verified index describes it.
+
+    :param file: its file's name.
+    :param size: in bytes.
+    :param sha256: of the file, in hexadecimal.
+    """
+
+    name: str
+    version: str
+    architecture: str
+    file: str
+    size: int
+    sha256: str
+
+
+class Apt:
+    """A private apt root for one suite and architecture.
+
+    :param cache: the directory that roots and downloaded packages live in.
+    :param check_valid_until: whether an index past its date is refused.
+    :param deadline: by when everything asked of it must be done.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        suite: str,
+        arch: Arch,
+        *,
+        check_valid_until: bool,
+        progress: Progress,
+        deadline: Deadline,
+    ) -> None:
+        self._suite = suite
+        self._arch = arch
+        self._check_valid_until = check_valid_until
+        self._progress = progress
+        self._deadline = deadline
+        self._root = cache / "apt" / f"{suite}-{arch}"
+        self._debs = cache / "debs"
+        self._updated = False
+        self._debs.mkdir(parents=True, exist_ok=True)
+        (self._root / "lists/partial").mkdir(parents=True, exist_ok=True)
+        (self._root / "archives/partial").mkdir(parents=True, exist_ok=True)
+
+    def resolve(self, packages: Sequence[str]) -> list[Deb]:
+        """The packages and all that they depend on, from a fresh index.
+
+        :raises HostError: no network, an index that cannot be trusted, or a package that the suite does not have.
+        """
+        with held(self._root.with_name(f"{self._root.name}.lock"), self._deadline):
+            if not self._updated:
+                self._progress.phase(f"reading Debian {self._suite}'s index for {self._arch}")
+                self._configure()
+                self._get("update", "--error-on=any")
+                self._updated = True
+            try:
+                printed = self._get("install", "--print-uris", "--yes", "-qq", "--", *packages)
+            except HostError as error:
+                raise self._unavailable(error) from error
+        debs = parse_uris(printed)
+        if not debs:
+            raise HostError(f"apt resolved {', '.join(packages)} to nothing", hint="a bug in the harness: report it")
+        return debs
+
+    def download(self, debs: Sequence[Deb]) -> list[Path]:
+        """The packages' files, each compared with its hash in the index; fetched unless they are there already.
+
+        :raises HostError: no network, or a file that is not what the index says.
+        """
+        with held(self._debs / ".lock", self._deadline):
+            missing = [deb for deb in debs if not self._intact(deb)]
+            if missing:
+                total = sum(deb.size for deb in missing)
+                self._progress.phase(f"fetching {len(missing)} packages for {self._arch}")
+                self._get(
+                    "download",
+                    "-oAPT::Status-Fd=1",
+                    "--",
+                    *(f"{deb.name}={deb.version}" for deb in missing),
+                    on_line=lambda line: self._report(line, total),
+                )
+            for deb in missing:
+                if not self._intact(deb):
+                    raise HostError(f"{deb.file} is not what the archive's index says", hint="try again; suspect the disk")
+        return [self._debs / deb.file for deb in debs]
+
+    def _report(self, line: str, total: int) -> None:
+        if match := _STATUS.match(line):
+            self._progress.update(float(match["percent"]) / 100 * total, total, BYTES)
+
+    def _intact(self, deb: Deb) -> bool:
+        """Whether a package's file is there and whole; one that is not whole is removed."""
+        path = self._debs / deb.file
+        if not path.exists():
+            return False
+        with path.open("rb") as stream:
+            whole = hashlib.file_digest(stream, "sha256").hexdigest() == deb.sha256
+        if whole:
+            os.utime(path)
+        else:
+            path.unlink()
+        return whole
+
+    def _get(self, *arguments: str, on_line: Callable[[str], None] | None = None) -> str:
+        try:
+            return tools.run(
+                ["apt-get", f"-c={self._root / 'apt.conf'}", *arguments],
+                hint=f"run it by hand: apt-get -c={self._root / 'apt.conf'} {arguments[0]}",
+                deadline=self._deadline,
+                cwd=self._debs if arguments[0] == "download" else self._root,
+                on_line=on_line,
+            )
+        except HostError as error:
+            raise explained(error) from error
+
+    def _unavailable(self, error: HostError) -> HostError:
+        """The same error, with the nearest names when it is about a package that does not exist."""
+        match = _UNAVAILABLE.search("\n".join(error.tail))
+        if match is None:
+            return error
+        name = match[1] or match[2]
+        known = tools.run(
+            ["apt-cache", f"-c={self._root / 'apt.conf'}", "pkgnames"], hint="", deadline=self._deadline
+        ).split()
+        near = get_close_matches(name, known, n=3)
+        return HostError(
+            f"Debian {self._suite} has no package {name} for {self._arch}",
+            hint=f"did you mean {' or '.join(near)}?" if near else "see the recipe's list of packages",
+        )
+
+    def _configure(self) -> None:
+        """Write the root's configuration, sources and empty status."""
+        if not _KEYRING.exists():
+            raise HostError(f"{_KEYRING} is missing", hint="apt install debian-archive-keyring")
+        (self._root / "status").touch()
+        options = f"arch={self._arch} signed-by={_KEYRING}" + ("" if self._check_valid_until else " check-valid-until=no")
+        (self._root / "sources.list").write_text(f"deb [{options}] {mirror(self._deadline)} {self._suite} main\n")
+        host = tools.run(["apt-config", "dump"], hint="is apt's configuration broken?", deadline=self._deadline)
+        (self._root / "apt.conf").write_text(configuration(self._root, self._arch, host.splitlines()))
+
+
+def configuration(root: Path, arch: Arch, host: Iterable[str]) -> str:
+    """The configuration of a private root.
+
+    :param host: the lines of the host's own ``apt-config dump``.
+    """
+    settings = {
+        "Dir": f"{root}/",
+        "Dir::State": f"{root}/",
+        "Dir::State::lists": f"{root}/lists/",
+        "Dir::State::status": f"{root}/status",
+        "Dir::Cache": f"{root}/",
+        "Dir::Cache::archives": f"{root}/archives/",
+        "Dir::Etc::sourcelist": f"{root}/sources.list",
+        # Everything else that apt would read, the host's hooks above all.
+        **{f"Dir::Etc::{name}": "/dev/null" for name in ("main", "parts", "sourceparts", "preferences")},
+        **{f"Dir::Etc::{name}": "/dev/null" for name in ("preferencesparts", "trusted", "trustedparts")},
+        "Dir::Etc::netrc": "/etc/apt/auth.conf",
+        "Dir::Etc::netrcparts": "/etc/apt/auth.conf.d/",
+        "Dir::Log": "/dev/null",
+        "APT::Architecture": arch,
+        "APT::Architectures": arch,
+        "APT::Install-Recommends": "false",
+        # The unprivileged user that apt fetches as could not enter a user's own cache.
+        "APT::Sandbox::User": "root",
+        "Acquire::ForceHash": "sha256",
+        "Acquire::GzipIndexes": "true",
+        "Acquire::Languages": "none",
+        "Acquire::Retries": "3",
+        "Acquire::http::Timeout": "30",
+        "Acquire::https::Timeout": "30",
+    }
+    own = [f'{name} "{value}";' for name, value in settings.items()]
+    return "\n".join([*own, *(line for line in host if _CARRIED.match(line)), ""])
+
+
+def parse_uris(printed: str) -> list[Deb]:
+    """The packages that ``apt-get --print-uris`` lists, with SHA-256."""
+    return [
+        Deb(
+            name=match["name"],
+            version=unquote(match["version"]),
+            architecture=match["arch"],
+            file=match["file"],
+            size=int(match["size"]),
+            sha256=match["sha256"],
+        )
+        for match in _PRINTED_URI.finditer(printed)
+    ]
+
+
+def mirror(deadline: Deadline) -> str:
+    """The base address of a Debian archive: the environment's, or the one that this host's apt uses.
+
+    :raises HostError: there is none.
+    """
+    chosen = os.environ.get(MIRROR_VARIABLE, "")
+    if chosen:
+        if re.search(r"[\s\[\]]", chosen) or ":" not in chosen:
+            raise HostError(f"{MIRROR_VARIABLE} is no address: {chosen!r}", hint="write it as in sources.list, no suite")
+        return chosen
+    hint = "is the host's apt configuration broken?"
+    listed = tools.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)\t$(ORIGIN)\t$(LABEL)\t$(CODENAME)"],
+        hint=hint,
+        deadline=deadline,
+    )
+    bases = mirrors_of_targets(listed)
+    if not bases:
+        # Lists that were never downloaded name no origin; the sources still say where they would come from.
+        printed = tools.run(["apt-get", "update", "--print-uris", "-oDebug::NoLocking=1"], hint=hint, deadline=deadline)
+        bases = mirrors_of_uris(printed)
+    if not bases:
+        raise HostError(
+            "this host's apt knows no Debian archive",
+            hint=f"set {MIRROR_VARIABLE} to one, as it stands in a sources.list",
+        )
+    return bases[0]
+
+
+def mirrors_of_targets(listed: str) -> list[str]:
+    """Debian's main archives in what ``apt-get indextargets`` lists: base, origin, label and codename, by tabs."""
+    rows = (line.split("\t") for line in listed.splitlines())
+    found = [row[0] for row in rows if row[1:3] == ["Debian", "Debian"] and "-" not in row[3]]
+    return list(dict.fromkeys(base for base in found if not base.startswith("cdrom:")))
+
+
+def mirrors_of_uris(printed: str) -> list[str]:
+    """What looks like Debian's main archive in ``apt-get update --print-uris``; other vendors use its suite names."""
+    found = dict.fromkeys(f"{match['base']}/" for match in _INDEX_URI.finditer(printed))
+    return sorted(found, key=lambda base: not base.endswith("/debian/"))
+
+
+def explained(error: HostError) -> HostError:
+    """The same failure of apt, with the remedy for its cause where that is known."""
+    text = "\n".join((error.message, *error.tail))
+    for pattern, hint in _HINTS:
+        if re.search(pattern, text):
+            return HostError(error.message, hint=hint, tail=error.tail)
+    return error

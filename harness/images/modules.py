@@ -1,0 +1,157 @@
+"""Kernel modules: what a kernel package holds, and the initramfs segment that carries the ones a scenario wants."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import lzma
+import re
+import struct
+import tarfile
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+
+from harness.errors import HostError
+from harness.images.tree import Tree
+
+DIRECTORY = "usr/lib/harness/modules"
+EARLY = "usr/lib/harness/early"
+DEPENDENCIES = f"{DIRECTORY}.dep.json"
+BUILTIN = "modules.builtin"
+_FILE = re.compile(r"(?P<name>.+)\.ko(?:\.(?P<compression>xz|gz|zst))?")
+
+
+def module_name(text: str) -> str:
+    """The name that the kernel gives a module: from a path, a file name, or a name with dashes."""
+    base = PurePosixPath(text).name
+    match = _FILE.fullmatch(base)
+    return (match["name"] if match else base).replace("-", "_")
+
+
+class Modules:
+    """The modules of one kernel, as :mod:`harness.images.kernel` stores them.
+
+    :param archive: the uncompressed tar archive with every module file and the list of built-in ones.
+    """
+
+    def __init__(self, archive: Path) -> None:
+        self._archive = archive
+        self._members: dict[str, tarfile.TarInfo] = {}
+        self._builtin: frozenset[str] = frozenset()
+        self._loaded: dict[str, bytes] = {}
+        with tarfile.open(archive, mode="r:") as tar:
+            for member in tar:
+                if _FILE.fullmatch(PurePosixPath(member.name).name):
+                    self._members[module_name(member.name)] = member
+                elif PurePosixPath(member.name).name == BUILTIN:
+                    lines = self._bytes(member).decode().split()
+                    self._builtin = frozenset(module_name(line) for line in lines)
+
+    def closure(self, wanted: Iterable[str]) -> list[str]:
+        """The modules and all they depend on, each after those it needs; what is built into the kernel is left out.
+
+        :raises HostError: the kernel has no such module.
+        """
+        order: dict[str, None] = {}
+        for name in wanted:
+            self._visit(module_name(name), order, ())
+        return list(order)
+
+    def read(self, name: str) -> bytes:
+        """A module's object file, uncompressed."""
+        if name not in self._loaded:
+            member = self._members[name]
+            self._loaded[name] = _uncompressed(member.name, self._bytes(member))
+        return self._loaded[name]
+
+    def _visit(self, name: str, order: dict[str, None], chain: tuple[str, ...]) -> None:
+        if name in order or (name in self._builtin and name not in self._members):
+            return
+        if name not in self._members:
+            near = get_close_matches(name, self._members, n=3)
+            needed = f", which {chain[-1]} needs" if chain else ""
+            raise HostError(
+                f"the kernel has no module {name}{needed}",
+                hint=f"did you mean {' or '.join(near)}?" if near else "is it built into this kernel under another name?",
+            )
+        if name in chain:
+            raise HostError(f"kernel modules depend on one another in a circle: {' -> '.join((*chain, name))}")
+        for needed in depends(self.read(name)):
+            self._visit(needed, order, (*chain, name))
+        order[name] = None
+
+    def _bytes(self, member: tarfile.TarInfo) -> bytes:
+        with self._archive.open("rb") as stream:
+            stream.seek(member.offset_data)
+            return stream.read(member.size)
+
+
+def segment(modules: Modules, early: Sequence[str], available: Sequence[str]) -> Tree:
+    """What is appended to an initramfs so that a guest can load modules.
+
+    ``/lib/harness/early`` names the files that the init loads, one path a line, in order. ``modules.dep.json`` maps each
+    other wanted module, and each that it needs, to the list of modules to load for it, dependencies first, itself last.
+
+    :param early: modules that the init loads.
+    :param available: modules that are there to be loaded later.
+    """
+    tree = Tree()
+    first = modules.closure(early)
+    every = modules.closure([*early, *available])
+    for name in every:
+        tree.file(f"{DIRECTORY}/{name}.ko", modules.read(name))
+    tree.file(EARLY, "".join(f"/{DIRECTORY}/{name}.ko\n" for name in first).encode())
+    chains = {name: modules.closure([name]) for name in every}
+    tree.file(DEPENDENCIES, json.dumps(chains, sort_keys=True).encode())
+    return tree
+
+
+def depends(module: bytes) -> list[str]:
+    """The names in a module's ``depends=`` line, from the ``.modinfo`` section of its ELF file (64-bit, little-endian).
+
+    :raises HostError: it is no such file.
+    """
+    try:
+        info = _section(module, b".modinfo")
+    except (struct.error, ValueError, IndexError) as error:
+        raise HostError("a kernel module is no ELF file", hint="harness images prune, then build again") from error
+    for field in info.split(b"\0"):
+        if field.startswith(b"depends="):
+            return [module_name(name) for name in field[len(b"depends=") :].decode().split(",") if name]
+    return []
+
+
+def _section(elf: bytes, name: bytes) -> bytes:
+    """The contents of one section; see ``Elf64_Ehdr`` and ``Elf64_Shdr`` in include/uapi/linux/elf.h."""
+    if elf[:6] != b"\x7fELF\x02\x01":
+        raise ValueError("not a 64-bit little-endian ELF file")
+    (table,) = struct.unpack_from("<Q", elf, 40)
+    size, count, names_index = struct.unpack_from("<HHH", elf, 58)
+    # sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size
+    headers = [struct.unpack_from("<IIQQQQ", elf, table + i * size) for i in range(count)]
+    names_at = headers[names_index][4]
+    for header in headers:
+        start = names_at + header[0]
+        if elf[start : elf.index(b"\0", start)] == name:
+            return elf[header[4] : header[4] + header[5]]
+    return b""
+
+
+def _uncompressed(path: str, data: bytes) -> bytes:
+    """A module file without its compression.
+
+    :raises HostError: it is damaged, or compressed in a way that the standard library does not know.
+    """
+    if path.endswith(".zst"):
+        raise HostError(f"{path} is compressed with zstd", hint="Debian's kernels have xz: is this another vendor's?")
+    try:
+        if path.endswith(".xz"):
+            return lzma.decompress(data)
+        if path.endswith(".gz"):
+            with gzip.open(io.BytesIO(data)) as stream:
+                return stream.read()
+    except (lzma.LZMAError, OSError, EOFError) as error:
+        raise HostError(f"{path} is damaged: {error}", hint="harness images prune, then build again") from error
+    return data

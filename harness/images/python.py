@@ -1,0 +1,64 @@
+"""Byte-compiling the standard library for a guest's Python, without running anything of the guest's architecture.
+
+Byte code depends on Python's version but not on the architecture, so the same release's interpreter for the host's own
+architecture compiles it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import HostError
+from harness.images import tools
+from harness.images.arch import ABIS, Arch
+from harness.images.tree import Tree
+
+_COMPILE = """
+import os, py_compile, sys
+top, optimize = sys.argv[1], int(sys.argv[2])
+for directory, _, names in os.walk(top):
+    for path in (os.path.join(directory, name) for name in names):
+        py_compile.compile(path, path + "c", "/" + os.path.relpath(path, top), True, optimize,
+                           py_compile.PycInvalidationMode.UNCHECKED_HASH)
+"""
+"""Hash-based and never checked: an initramfs carries no source to check against."""
+
+
+def compile_library(tree: Tree, root: Path, arch: Arch, scratch: Path, deadline: Deadline) -> None:
+    """Replace each Python source below ``usr/lib`` by its byte code, beside where the source was.
+
+    Sources are left out because without them an import looks at one file less, and the image is smaller.
+
+    :param tree: the guest's root.
+    :param root: a directory with the same release's Python for this host, unpacked.
+    :param arch: this host's architecture.
+    :param scratch: where sources and byte code may lie.
+    """
+    sources = {path: node for path, node in tree.under("usr/lib").items() if path.endswith(".py")}
+    top = scratch / "python"
+    for path, node in sources.items():
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_bytes(node.data)
+    # Docstrings go (-OO): a tenth of the image that no probe reads. Assertions of the library go with them.
+    tools.run(
+        [*_interpreter(root, arch), "-I", "-S", "-B", "-c", _COMPILE, top, "2"],
+        hint="a bug in the harness: report it with the lines above",
+        deadline=deadline,
+    )
+    for path in sources:
+        tree.remove(path)
+        tree.file(f"{path}c", (top / f"{path}c").read_bytes())
+
+
+def _interpreter(root: Path, arch: Arch) -> list[str | Path]:
+    """How to start the Python in ``root`` with its own C library instead of the host's."""
+    pythons = sorted(root.glob("usr/bin/python3.*"))
+    libraries = [root / prefix / ABIS[arch].multiarch for prefix in ("lib", "usr/lib")]
+    linkers = [path / ABIS[arch].linker for path in libraries if (path / ABIS[arch].linker).exists()]
+    if not pythons or not linkers:
+        raise HostError(
+            "the root file system's packages bring no Python to compile its library with",
+            hint="the recipe's packages need python3-minimal",
+        )
+    return [linkers[0], "--library-path", ":".join(map(str, libraries)), pythons[0]]

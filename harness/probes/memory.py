@@ -1,0 +1,267 @@
+"""A guest's memory: counters, page flags, memory blocks, compaction, and a hog that shapes what is free."""
+
+from __future__ import annotations
+
+import array
+import mmap
+import os
+import re
+import signal
+import time
+
+PAGE = mmap.PAGESIZE
+_BLOCKS = "/sys/devices/system/memory"
+_KPF_OFFLINE = 23  # include/uapi/linux/kernel-page-flags.h: a balloon's pages are PG_offline
+_IS_OFFLINE = bytes(1 if value & (1 << (_KPF_OFFLINE % 8)) else 0 for value in range(256))
+_PFN_MASK = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst: bits 0-54
+_PRESENT = 1 << 63
+
+_hog = None  # the mapping that hog_allocate made
+_hog_frames = []  # (frame, offset in the mapping) of its pages, ascending
+
+
+def _read(path):
+    with open(path) as file:
+        return file.read()
+
+
+def _write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def vmstat():
+    """/proc/vmstat as a map of integers."""
+    return {name: int(value) for name, value in (line.split() for line in _read("/proc/vmstat").splitlines())}
+
+
+def meminfo():
+    """/proc/meminfo as a map: sizes in KiB, the huge page counts as they are."""
+    return {line.split(":")[0]: int(line.split()[1]) for line in _read("/proc/meminfo").splitlines()}
+
+
+def page_size():
+    """The kernel's page size in bytes."""
+    return PAGE
+
+
+def sample():
+    """Counters and sizes, read one after the other."""
+    return {"vmstat": vmstat(), "meminfo": meminfo(), "page_size": PAGE}
+
+
+def _runs(flags):
+    """Where a string of 0 and 1 bytes is 1, as [start, count] pairs."""
+    return [[match.start(), match.end() - match.start()] for match in re.finditer(b"\1+", flags)]
+
+
+def _offline_flags(first=0, count=-1):
+    """One byte for each page frame: whether KPF_OFFLINE is set."""
+    with open("/proc/kpageflags", "rb", buffering=0) as file:
+        file.seek(first * 8)
+        chunks = []
+        left = count * 8
+        while left:
+            chunk = file.read(min(left, 1 << 20) if left > 0 else 1 << 20)
+            if not chunk:
+                break
+            chunks.append(chunk)
+            left -= len(chunk)
+    return b"".join(chunks)[_KPF_OFFLINE // 8 :: 8].translate(_IS_OFFLINE)
+
+
+def offline_pages():
+    """The page frames with KPF_OFFLINE, as [start, count] pairs in ascending order."""
+    return _runs(_offline_flags())
+
+
+def blocks():
+    """The memory blocks: number, state, zones, first page frame, and how many of its pages are KPF_OFFLINE."""
+    pages = int(_read(f"{_BLOCKS}/block_size_bytes"), 16) // PAGE
+    flags = _offline_flags()
+    found = []
+    for name in os.listdir(_BLOCKS):
+        if not re.fullmatch(r"memory\d+", name):
+            continue
+        number = int(name[len("memory") :])
+        found.append(
+            {
+                "block": number,
+                "state": _read(f"{_BLOCKS}/{name}/state").strip(),
+                "zones": _read(f"{_BLOCKS}/{name}/valid_zones").split(),
+                "first_page": number * pages,
+                "pages": pages,
+                "flagged": flags.count(1, number * pages, (number + 1) * pages),
+            }
+        )
+    return sorted(found, key=lambda block: block["block"])
+
+
+def set_block_state(block, state):
+    """Bring a memory block ``online``, ``online_movable`` or ``offline``.
+
+    Gives the errno (0 when the kernel did it), how many KPF_OFFLINE pages the block had just before and has
+    now, and the migration counters' changes.
+    """
+    path = f"{_BLOCKS}/memory{block}/state"
+    pages = int(_read(f"{_BLOCKS}/block_size_bytes"), 16) // PAGE
+    flagged = sum(_offline_flags(block * pages, pages))
+    before = vmstat()
+    started = time.monotonic()
+    errno = 0
+    try:
+        _write(path, state)
+    except OSError as error:
+        errno = error.errno
+    seconds = time.monotonic() - started
+    after = vmstat()
+    return {
+        "errno": errno,
+        "state": _read(path).strip(),
+        "flagged_before": flagged,
+        "seconds": seconds,
+        "changes": {name: after[name] - before[name] for name in after if after[name] != before.get(name)},
+    }
+
+
+def compact():
+    """Compact all zones now; gives the counters' changes and the seconds it took."""
+    before = vmstat()
+    started = time.monotonic()
+    _write("/proc/sys/vm/compact_memory", "1")
+    seconds = time.monotonic() - started
+    after = vmstat()
+    return {
+        "seconds": seconds,
+        "changes": {name: after[name] - before[name] for name in after if after[name] != before.get(name)},
+    }
+
+
+def _release(offsets):
+    """Give pages of the hog back to the kernel, neighbours in one call."""
+    offsets = sorted(offsets)
+    start = 0
+    while start < len(offsets):
+        end = start + 1
+        while end < len(offsets) and offsets[end] == offsets[end - 1] + PAGE:
+            end += 1
+        _hog.madvise(mmap.MADV_DONTNEED, offsets[start], (end - start) * PAGE)
+        start = end
+
+
+def hog_allocate(leave_mib):
+    """Take all free memory but ``leave_mib``, page by page, and learn which frames those pages are.
+
+    Compaction then finds what the hog frees again exactly where the hog wants it.
+    """
+    global _hog, _hog_frames
+    hog_free()
+    size = meminfo()["MemAvailable"] * 1024 - (leave_mib << 20)
+    size -= size % PAGE
+    if size <= 0:
+        raise ValueError(f"less than {leave_mib} MiB are available")
+    _hog = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _hog.madvise(mmap.MADV_NOHUGEPAGE)
+    count = size // PAGE
+    _hog[::PAGE] = b"\1" * count
+    address = _address_of(_hog)
+    entries = array.array("Q")
+    with open("/proc/self/pagemap", "rb", buffering=0) as file:
+        file.seek(address // PAGE * 8)
+        entries.frombytes(file.read(count * 8))
+    _hog_frames = sorted(
+        (entry & _PFN_MASK, number * PAGE) for number, entry in enumerate(entries) if entry & _PRESENT
+    )
+    return {"pages": len(_hog_frames), "lowest": _hog_frames[0][0], "highest": _hog_frames[-1][0]}
+
+
+def _address_of(mapping):
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+
+
+def hog_free_lowest(pages):
+    """Give back the hog's pages at the lowest frames: what is allocated next lands there."""
+    global _hog_frames
+    _release([offset for _, offset in _hog_frames[:pages]])
+    freed = _hog_frames[:pages]
+    _hog_frames = _hog_frames[pages:]
+    return {"pages": len(freed), "highest": freed[-1][0] if freed else 0}
+
+
+def hog_punch():
+    """Give back every even frame of the rest.
+
+    The free scanner strides over up to 32 pages in steps of powers of two: holes at odd frames it never sees.
+    """
+    global _hog_frames
+    _release([offset for frame, offset in _hog_frames if frame % 2 == 0])
+    kept = [(frame, offset) for frame, offset in _hog_frames if frame % 2]
+    freed = len(_hog_frames) - len(kept)
+    _hog_frames = kept
+    return {"pages": freed}
+
+
+def hog_free():
+    """Give everything back."""
+    global _hog, _hog_frames
+    if _hog is not None:
+        _hog.close()
+    _hog, _hog_frames = None, []
+    return {}
+
+
+def allocate(mib):
+    """Touch memory in a child process, which the OOM killer takes first.
+
+    Gives how many MiB the child touched and which signal ended it (0: none).
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _write("/proc/self/oom_score_adj", "1000")
+        memory = mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for number in range(mib):
+            start = number << 20
+            memory[start : start + (1 << 20) : PAGE] = b"\1" * ((1 << 20) // PAGE)
+            os.write(writer, b".")
+        os._exit(0)
+    os.close(writer)
+    touched = 0
+    while chunk := os.read(reader, 4096):
+        touched += len(chunk)
+    os.close(reader)
+    _, status = os.waitpid(child, 0)
+    return {"touched_mib": touched, "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0}
+
+
+_churn = None  # (child, the pipe that it writes a byte to for each compaction)
+
+
+def churn_start():
+    """Compact again and again in a child process, until :func:`churn_stop`."""
+    global _churn
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        while True:
+            _write("/proc/sys/vm/compact_memory", "1")
+            os.write(writer, b".")
+    os.close(writer)
+    _churn = (child, reader)
+    return {}
+
+
+def churn_stop():
+    """End the compacting child; gives how many times it compacted."""
+    global _churn
+    child, reader = _churn
+    _churn = None
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    compactions = 0
+    while chunk := os.read(reader, 65536):
+        compactions += len(chunk)
+    os.close(reader)
+    return {"compactions": compactions}

@@ -1,0 +1,103 @@
+"""The ``--json`` summary, the table of verdicts, and the exit status that follows from them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.result import SCHEMA, Verdict
+
+#: Exit statuses of ``harness run``.
+PASSED, FAILED, ERRORED, NOTHING_RAN, USAGE = range(5)
+
+_STYLES = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.ERROR: "bold magenta", Verdict.SKIP: "yellow"}
+
+
+def host_facts() -> dict[str, Any]:
+    """What is worth knowing of this host beside a result."""
+    return {
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cpus": psutil.cpu_count() or 0,
+        "memory_mib": psutil.virtual_memory().total >> 20,
+        "load_1m": round(psutil.getloadavg()[0], 2),
+    }
+
+
+def make_summary(scenarios: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The object that ``--json`` writes.
+
+    ``accel`` says what the run as a whole used: KVM if any of its machines did. Each scenario has its own.
+
+    :param scenarios: each as ``ScenarioResult.to_json()`` gives it.
+    """
+    accel = overall_accel(scenarios)
+    return {"schema": SCHEMA, "host": host_facts(), "accel": accel, "scenarios": list(scenarios)}
+
+
+def overall_accel(scenarios: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+    """What a run as a whole used, and why."""
+    used = [scenario["accel"] for scenario in scenarios if scenario["accel"]]
+    fallback = used[0] if used else {"used": "none", "why": "nothing was booted"}
+    return next((accel for accel in used if accel["used"] == "kvm"), fallback)
+
+
+def exit_status(scenarios: Sequence[Mapping[str, Any]]) -> int:
+    """A failure of the product outweighs an error; skips alone are nothing that ran."""
+    verdicts = {Verdict(scenario["verdict"]) for scenario in scenarios}
+    if Verdict.FAIL in verdicts:
+        return FAILED
+    if Verdict.ERROR in verdicts:
+        return ERRORED
+    return PASSED if Verdict.PASS in verdicts else NOTHING_RAN
+
+
+def print_table(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> None:
+    """One row a scenario: the verdict, and where the seconds went."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("scenario", overflow="fold")
+    table.add_column("verdict")
+    phases = ("build", "first_command", "load", "drive", "assert", "teardown", "total")
+    for phase in phases:
+        table.add_column(phase.replace("first_command", "boot"), justify="right")
+    for scenario in scenarios:
+        verdict = Verdict(scenario["verdict"])
+        seconds = [f"{scenario['seconds'][phase]:.1f}" for phase in phases]
+        table.add_row(escape(scenario["id"]), f"[{_STYLES[verdict]}]{verdict.upper()}[/]", *seconds)
+    console.print(table)
+
+
+def print_failures(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> None:
+    """Everything that did not pass, with what a person needs to go on."""
+    for scenario in scenarios:
+        verdict = Verdict(scenario["verdict"])
+        if verdict is Verdict.PASS:
+            continue
+        console.print(f"\n[{_STYLES[verdict]}]{verdict.upper()}[/] [bold]{escape(scenario['id'])}[/]: ", end="")
+        console.print(escape(scenario["reason"]), highlight=False)
+        for failed in scenario["failed_assertions"]:
+            console.print(f"  [red]does not hold:[/] {escape(failed['expression'])}", highlight=False)
+            for name, value in failed["values"].items():
+                console.print(f"      {escape(name)} = {escape(str(value))}", highlight=False)
+            if failed["error"]:
+                console.print(f"      {escape(failed['error'])}", highlight=False)
+        for crash in scenario["crashes"]:
+            console.print(f"  [red]crash on {escape(crash['layer'])}:[/] {escape(crash['title'])}", highlight=False)
+        if verdict is not Verdict.SKIP:
+            console.print(f"  logs: {escape(scenario['results'])}", highlight=False, soft_wrap=True)
+            console.print(f"  again: {Path(scenario['results']) / 'repro.sh'}", highlight=False, soft_wrap=True)
+
+
+def verdict_line(scenarios: Sequence[Mapping[str, Any]]) -> str:
+    """``11 passed, 1 failed``: counts by verdict, plain text."""
+    words = {Verdict.PASS: "passed", Verdict.FAIL: "failed", Verdict.ERROR: "errors", Verdict.SKIP: "skipped"}
+    counts = [(words[verdict], sum(item["verdict"] == verdict for item in scenarios)) for verdict in Verdict]
+    return ", ".join(f"{count} {word}" for word, count in counts if count or word in ("passed", "failed"))

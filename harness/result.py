@@ -1,0 +1,133 @@
+"""What a scenario came to: the verdict with all that led to it, as data that outlives the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+#: Version of the ``--json`` summary and of ``result.json``.
+SCHEMA = 1
+
+
+class Verdict(StrEnum):
+    """``fail`` blames the product, ``error`` the host or the harness; the two are never mixed."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    ERROR = "error"
+    SKIP = "skip"
+
+
+@dataclass(slots=True)
+class Seconds:
+    """Where the time went. ``boot`` ends when the guest is up, ``first_command`` when it takes commands;
+    both count from QEMU's start."""
+
+    build: float = 0.0
+    boot: float = 0.0
+    first_command: float = 0.0
+    load: float = 0.0
+    drive: float = 0.0
+    # "assert" in the summary; a keyword here
+    judge: float = 0.0
+    teardown: float = 0.0
+    total: float = 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """The seconds by phase, as the summary names them."""
+        values = {("assert" if name == "judge" else name): value for name, value in asdict(self).items()}
+        return {name: round(value, 3) for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAssertion:
+    """An assertion that does not hold, with the value of every name in it."""
+
+    expression: str
+    values: Mapping[str, Any]
+    error: str | None = None
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} = {json.dumps(value, default=str)}" for name, value in self.values.items())
+        text = f"{self.expression}   [{shown}]"
+        return f"{text}: {self.error}" if self.error else text
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """A crash that a layer's console shows."""
+
+    layer: str
+    title: str
+    severity: str
+    text: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step as it went."""
+
+    verb: str
+    name: str | None
+    seconds: float
+    evidence: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnderTest:
+    """A component that was put in place of the recipe's own."""
+
+    component: str
+    source: str
+    sha256: str
+    replaced_sha256: str | None
+
+
+@dataclass(slots=True)
+class ScenarioResult:
+    """One scenario's outcome; ``to_json`` is what the summary, reports and gates read."""
+
+    id: str
+    title: str
+    feature: str
+    tags: tuple[str, ...]
+    matrix: Mapping[str, Any]
+    results: Path
+    verdict: Verdict = Verdict.ERROR
+    reason: str = ""
+    start: str = "cold"
+    accel: Mapping[str, str] = field(default_factory=dict)
+    failed_assertions: list[FailedAssertion] = field(default_factory=list)
+    crashes: list[Crash] = field(default_factory=list)
+    under_test: list[UnderTest] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: Seconds = field(default_factory=Seconds)
+    steps: list[StepRecord] = field(default_factory=list)
+    evidence: dict[str, Any] = field(default_factory=dict)
+    assertions: int = 0
+    retried: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain object, ready for ``json.dump``."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        lists = ("failed_assertions", "crashes", "under_test", "steps")
+        return {
+            **plain,
+            "tags": list(self.tags),
+            "matrix": dict(self.matrix),
+            "verdict": str(self.verdict),
+            "results": str(self.results),
+            "seconds": self.seconds.to_json(),
+            **{name: [asdict(item) for item in plain[name]] for name in lists},
+        }
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,254 @@
+"""A scenario in, a result out: the phases in order, evidence per step, every assertion judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from harness.deadline import Deadline, DeadlineExceeded
+from harness.errors import GuestCrash, GuestError, HarnessError, HostError
+from harness.images import Images
+from harness.images.under_test import Override
+from harness.machine.accel import Accelerator
+from harness.machine.spec import Profile
+from harness.oops import Blame, Report
+from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, UnderTest, Verdict, write_json
+from harness.scenario.model import Scenario, Step
+from harness.scenario.write import dump_scenario
+from harness.steps.base import Context, Verb
+from harness.testbed import Testbed
+
+#: Kept consoles are shown in failures up to this many lines.
+_CRASH_LINES = 200
+_ALWAYS_KEPT = ("result.json", "evidence.json", "scenario.yaml")
+
+
+class Observer(Protocol):
+    """Who is told how a run goes."""
+
+    def phase(self, scenario: Scenario, phase: str) -> None:
+        """A scenario entered a phase: ``build``, ``boot``, ``load``, ``drive``, ``assert``, ``teardown``."""
+
+    def step(self, scenario: Scenario, number: int, step: Step) -> None:
+        """A step of ``drive`` begins; numbers count from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How scenarios are run, the same for all of a session.
+
+    :param accelerator: gives the accelerator for a guest of an architecture.
+    :param results: directory under which each scenario gets one of its own.
+    :param keep: whose logs stay; results and evidence always do.
+    """
+
+    images: Images
+    profiles: Mapping[str, Profile]
+    verbs: Mapping[str, Verb]
+    accelerator: Callable[[str], Accelerator]
+    results: Path
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    keep: Literal["never", "failed", "always"] = "always"
+
+
+class Runner:
+    """Runs scenarios one at a time."""
+
+    def __init__(self, settings: Settings, observer: Observer) -> None:
+        self._settings = settings
+        self._observer = observer
+
+    def run(self, scenario: Scenario) -> ScenarioResult:
+        """Run a scenario and give its result; never raises for what the scenario or the host does wrong.
+
+        A fault of the host that may pass (QEMU killed from outside, say) gets one more try, and the result
+        says so. A product's failure never does.
+        """
+        result = self._attempt(scenario, "")
+        if result.verdict is Verdict.ERROR and result.retried is not None:
+            first = result.retried
+            result = self._attempt(scenario, "-retry")
+            result.retried = first
+            write_json(result.results / "result.json", result.to_json())
+        if self._settings.keep == "never" or (self._settings.keep == "failed" and result.verdict is Verdict.PASS):
+            for path in result.results.iterdir():
+                if path.name not in _ALWAYS_KEPT:
+                    path.unlink()
+        return result
+
+    def _attempt(self, scenario: Scenario, suffix: str) -> ScenarioResult:
+        directory = self._settings.results / (scenario.id.replace("/", "-") + suffix)
+        result = ScenarioResult(
+            id=scenario.id,
+            title=scenario.title,
+            feature=scenario.feature,
+            tags=scenario.tags,
+            matrix=dict(scenario.matrix),
+            results=directory,
+            assertions=len(scenario.assertions),
+        )
+        try:
+            directory.mkdir(parents=True)
+            (directory / "scenario.yaml").write_text(dump_scenario(scenario), encoding="utf-8")
+        except OSError as error:
+            result.reason = f"cannot write results: {error}"
+            return result
+        _Run(scenario, result, self._settings, self._observer).go()
+        return result
+
+
+class _Run:
+    """One attempt at one scenario."""
+
+    def __init__(self, scenario: Scenario, result: ScenarioResult, settings: Settings, observer: Observer) -> None:
+        self._scenario = scenario
+        self._result = result
+        self._settings = settings
+        self._observer = observer
+        self._started = time.monotonic()
+
+    def go(self) -> None:
+        result = self._result
+        testbed: Testbed | None = None
+        try:
+            testbed = self._open_testbed()
+            with testbed:
+                try:
+                    self._phases(testbed)
+                finally:
+                    self._gather(testbed)
+                    with self._phase("teardown"):
+                        testbed.close()
+        except HarnessError as error:
+            self._blame(error)
+        except OSError as error:
+            self._blame(HostError(f"the host failed: {error}"))
+        if testbed is not None and (left := testbed.leftovers()):
+            result.verdict, result.reason = Verdict.ERROR, f"left behind on the host: {', '.join(left)}"
+        self._apply_known_failure()
+        result.seconds.total = time.monotonic() - self._started
+        try:
+            write_json(result.results / "evidence.json", result.evidence)
+            write_json(result.results / "result.json", result.to_json())
+        except OSError as error:
+            result.verdict, result.reason = Verdict.ERROR, f"cannot write results: {error}"
+
+    def _open_testbed(self) -> Testbed:
+        profile = self._settings.profiles[self._scenario.boot.machine]
+        accelerator = self._settings.accelerator(profile.arch)
+        self._result.accel = {"used": accelerator.name, "why": accelerator.why}
+        used = {item.module for item in self._scenario.load}
+        overrides = {name: item for name, item in self._settings.overrides.items() if name in used}
+        return Testbed(
+            self._scenario, profile, self._settings.images, accelerator, self._result.results, overrides
+        )
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self._observer.phase(self._scenario, name)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            field_name = "judge" if name == "assert" else name
+            setattr(self._result.seconds, field_name, time.monotonic() - started)
+
+    def _phases(self, testbed: Testbed) -> None:
+        with self._phase("build"):
+            testbed.prepare()
+            self._result.under_test = [
+                UnderTest(item.component, str(item.source), item.sha256, None) for item in testbed.overrides.values()
+            ]
+        with self._phase("boot"):
+            testbed.boot()
+        with self._phase("load"):
+            loaded = testbed.load()
+        for module in loaded:
+            self._result.versions[f"module {module.module}"] = module.build_id or "loaded"
+        timeout_s = self._scenario.timeout_s * testbed.machine.time_factor
+        context = Context(testbed, Deadline.after(timeout_s, f"the scenario ({timeout_s:.0f} s)"))
+        with self._phase("drive"), context:
+            for number, step in enumerate(self._scenario.drive, 1):
+                self._observer.step(self._scenario, number, step)
+                self._drive(context, step)
+        with self._phase("assert"):
+            self._judge()
+
+    def _drive(self, context: Context, step: Step) -> None:
+        context.deadline.check()
+        started = time.monotonic()
+        evidence: Mapping[str, Any] | None = None
+        try:
+            seen = self._settings.verbs[step.verb.name].run(context, step.params)
+            evidence = None if seen is None else seen.model_dump(mode="json")
+            if step.name is not None and evidence is not None:
+                self._result.evidence[step.name] = evidence
+        except HarnessError as error:
+            error.add_note(f"in {step.key} (line {step.line})")
+            raise
+        finally:
+            seconds = round(time.monotonic() - started, 3)
+            self._result.steps.append(StepRecord(step.verb.name, step.name, seconds, evidence))
+        context.testbed.machine.check()
+
+    def _judge(self) -> None:
+        result = self._result
+        for assertion in self._scenario.assertions:
+            verdict = assertion.judge(result.evidence)
+            if not verdict.holds:
+                result.failed_assertions.append(FailedAssertion(verdict.expression, verdict.values, verdict.error))
+        result.verdict = Verdict.FAIL if result.failed_assertions else Verdict.PASS
+        if result.failed_assertions:
+            count = len(result.failed_assertions)
+            result.reason = f"{count} of {result.assertions} assertions failed: {result.failed_assertions[0].expression}"
+
+    def _gather(self, testbed: Testbed) -> None:
+        """What the consoles say, whatever came of the scenario: kill first, look afterwards."""
+        testbed.stop()
+        result = self._result
+        result.versions.update(testbed.versions)
+        timings = testbed.timings
+        result.seconds.boot, result.seconds.first_command = timings.ready, timings.first_command
+        for report in testbed.crashes():
+            result.crashes.append(_crash(report))
+            if report.blame is Blame.PRODUCT and result.verdict is not Verdict.FAIL:
+                result.verdict, result.reason = Verdict.FAIL, f"{report.layer}: {report.title}"
+
+    def _blame(self, error: HarnessError) -> None:
+        """Turn what was raised into a verdict. A crash on a console outweighs what it led to."""
+        result = self._result
+        story = "\n".join([error.explain(), *(f"  {note}" for note in getattr(error, "__notes__", ()))])
+        if isinstance(error, GuestCrash):
+            result.verdict, result.reason = Verdict.FAIL, story
+        elif isinstance(error, GuestError | DeadlineExceeded) and self._crashed_by_product():
+            result.verdict, result.reason = Verdict.FAIL, f"{result.reason}\n  which led to: {story}"
+        else:
+            result.verdict, result.reason = Verdict.ERROR, story
+            if isinstance(error, HostError) and error.may_pass:
+                result.retried = error.message
+
+    def _crashed_by_product(self) -> bool:
+        return bool(self._result.crashes) and self._result.verdict is Verdict.FAIL
+
+    def _apply_known_failure(self) -> None:
+        result = self._result
+        for known in self._scenario.known_failure:
+            if not all(result.matrix.get(axis) == value for axis, value in known.when.items()):
+                continue
+            failed = [item.expression for item in result.failed_assertions]
+            expected = known.assertion is None or failed == [known.assertion]
+            if result.verdict is Verdict.FAIL and expected:
+                result.verdict, result.reason = Verdict.SKIP, f"known failure: {known.reason}"
+            elif result.verdict is Verdict.PASS:
+                result.verdict = Verdict.FAIL
+                result.reason = f"expected to fail, but passed: {known.reason}; take it out of known_failure"
+
+
+def _crash(report: Report) -> Crash:
+    return Crash(report.layer, report.title, str(report.severity), report.text[:_CRASH_LINES])
+
+

@@ -1,0 +1,273 @@
+"""Verbs for the virtio balloon: what the host asks, what the guest counts, and what QEMU was told page by page.
+
+Sizes are the balloon's own: ``mib: 200`` means that the guest gives up 200 MiB. Pages are the device's pages of
+4 KiB (virtio specification, "Traditional Memory Balloon Device").
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field
+from tenacity import RetryCallState, Retrying, retry_if_result, wait_fixed
+
+from harness.deadline import Deadline
+from harness.errors import CommandFailed, GuestHang
+from harness.machine.trace import Tracer
+from harness.steps.base import Context, Evidence, Params, verb
+
+FEATURE = "balloon"
+PAGE_BYTES = 4096
+_TRACE = "virtio_balloon_handle_output"
+_POLL_S = 0.05
+_DEVICE = "/machine/peripheral/balloon"
+_Mib = Annotated[int, Field(ge=0, le=65536)]
+
+
+class HostView:
+    """Which pages the balloon holds, as QEMU was told.
+
+    Each trace event names one page on its way in or out, so a page is in the balloon when it was named an odd
+    number of times. Migration names the new page and then the old one.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._pages: set[int] = set()
+        self._events = 0
+        self._attach()
+
+    def _attach(self) -> None:
+        self._tracer: Tracer = self._context.machine.tracer
+        self._recording = self._context.stack.enter_context(self._tracer.record(_TRACE))
+
+    def refresh(self) -> None:
+        """Take in what QEMU logged since the last look. After a restore, QEMU and its tracer are new ones."""
+        for event in self._recording.take():
+            self._events += 1
+            self._pages ^= {event.number("gpa") // PAGE_BYTES}
+        if self._tracer is not self._context.machine.tracer:
+            self._attach()
+
+    def pages(self) -> frozenset[int]:
+        """The balloon's page frames."""
+        self.refresh()
+        return frozenset(self._pages)
+
+    def events(self) -> int:
+        """How many pages were named so far."""
+        self.refresh()
+        return self._events
+
+
+def _view(context: Context) -> HostView:
+    return context.keep(HostView, lambda: HostView(context))
+
+
+class Watch(Params):
+    """Nothing to set."""
+
+
+@verb("balloon.watch")
+def watch(context: Context, _: Watch) -> None:
+    """Begin to follow what the guest tells QEMU; balloon.pages compares it with the guest."""
+    _view(context).refresh()
+
+
+class Resize(Params):
+    """The balloon's new size, and how long it may make no progress before it counts as stalled."""
+
+    mib: _Mib
+    stall_s: Annotated[float, Field(gt=0, le=600)] = 10
+
+
+class Resized(Evidence):
+    """What a change of size did.
+
+    ``inflated`` and ``deflated`` are pages by the guest's counters, ``requested`` and ``actual`` the balloon's size
+    in pages as the host asked for it and as the guest reports it, ``mem_total_change_kib`` what became of MemTotal.
+    ``settled`` is false when the balloon stalled before it had the size asked for.
+    """
+
+    requested: int
+    actual: int
+    settled: bool
+    inflated: int
+    deflated: int
+    mem_total_change_kib: int
+    seconds: float
+
+
+def _resize(context: Context, params: Resize) -> Resized:
+    machine = context.machine
+    memory = machine.plan.memory_mib << 20
+    if params.mib << 20 > memory:
+        raise CommandFailed(f"a balloon of {params.mib} MiB does not fit a machine of {memory >> 20} MiB")
+    before = context.call("memory.sample")
+    target = memory - (params.mib << 20)
+    started = time.monotonic()
+    machine.monitor.execute("balloon", {"value": target})
+    actual = _wait_for_size(context, target, params.stall_s * machine.time_factor)
+    seconds = time.monotonic() - started
+    after = context.call("memory.sample", timeout_s=60)
+    return Resized(
+        requested=(memory - target) // PAGE_BYTES,
+        actual=(memory - actual) // PAGE_BYTES,
+        settled=actual == target,
+        inflated=after["vmstat"]["balloon_inflate"] - before["vmstat"]["balloon_inflate"],
+        deflated=after["vmstat"]["balloon_deflate"] - before["vmstat"]["balloon_deflate"],
+        mem_total_change_kib=after["meminfo"]["MemTotal"] - before["meminfo"]["MemTotal"],
+        seconds=round(seconds, 3),
+    )
+
+
+def _wait_for_size(context: Context, target: int, stall_s: float) -> int:
+    """Follow the balloon until it has its size or makes no progress; gives the guest's memory in bytes."""
+    progress: list[float] = []  # [bytes, when they last changed]
+
+    def look() -> int:
+        context.machine.check()
+        context.deadline.check()
+        actual = int(context.machine.monitor.execute("query-balloon")["actual"])
+        if not progress or actual != progress[0]:
+            progress[:] = [actual, time.monotonic()]
+        return actual
+
+    def going_on(actual: int) -> bool:
+        return actual != target and time.monotonic() - progress[1] < stall_s
+
+    return Retrying(retry=retry_if_result(going_on), wait=wait_fixed(_POLL_S))(look)
+
+
+@verb("balloon.inflate")
+def inflate(context: Context, params: Resize) -> Resized:
+    """Ask for a larger balloon and wait until the guest has given the memory, or gives no more."""
+    return _resize(context, params)
+
+
+@verb("balloon.deflate")
+def deflate(context: Context, params: Resize) -> Resized:
+    """Ask for a smaller balloon and wait until the guest has taken the memory back."""
+    return _resize(context, params)
+
+
+class ComparePages(Params):
+    """Nothing to set."""
+
+
+class ComparedPages(Evidence):
+    """The balloon's pages as the guest flags them (KPF_OFFLINE) and as QEMU was told, compared as sets.
+
+    ``events`` is the number of pages that the guest has named to QEMU since balloon.watch.
+    """
+
+    guest: int
+    host: int
+    only_guest: int
+    only_host: int
+    events: int
+    migrations: int
+    inflated: int
+    deflated: int
+
+
+@verb("balloon.pages")
+def compare_pages(context: Context, _: ComparePages) -> ComparedPages:
+    """Compare the guest's flagged pages with QEMU's trace, page by page."""
+    view = _view(context)
+    ranges: list[list[int]] = context.call("memory.offline_pages", timeout_s=60)
+    in_guest = {frame for start, count in ranges for frame in range(start, start + count)}
+    on_host = view.pages()
+    vmstat = context.call("memory.vmstat")
+    return ComparedPages(
+        guest=len(in_guest),
+        host=len(on_host),
+        only_guest=len(in_guest - on_host),
+        only_host=len(on_host - in_guest),
+        events=view.events(),
+        migrations=vmstat["balloon_migrate"],
+        inflated=vmstat["balloon_inflate"],
+        deflated=vmstat["balloon_deflate"],
+    )
+
+
+class Stats(Params):
+    """Nothing to set."""
+
+
+class StatsSeen(Evidence):
+    """What the guest reports of itself through the balloon's statistics queue, beside its own /proc/meminfo."""
+
+    total_bytes: int
+    free_bytes: int
+    available_bytes: int
+    mem_total_bytes: int
+    mem_free_bytes: int
+    stats: dict[str, int]
+
+
+@verb("balloon.stats")
+def stats(context: Context, _: Stats) -> StatsSeen:
+    """Poll the guest's statistics through QMP (QEMU's docs/interop/virtio-balloon-stats)."""
+    monitor = context.machine.monitor
+    previous = _guest_stats(context)["last-update"]
+    monitor.execute("qom-set", {"path": _DEVICE, "property": "guest-stats-polling-interval", "value": 1})
+    deadline = context.within(30, "the balloon's statistics")
+    _until(context, lambda: _guest_stats(context)["last-update"] > previous, deadline)
+    answer = _guest_stats(context)
+    monitor.execute("qom-set", {"path": _DEVICE, "property": "guest-stats-polling-interval", "value": 0})
+    meminfo = context.call("memory.meminfo")
+    # QEMU reports a statistic that the guest did not send as 2^64 - 1.
+    sent = {name: value for name, value in answer["stats"].items() if 0 <= value < (1 << 63)}
+    return StatsSeen(
+        total_bytes=sent.get("stat-total-memory", -1),
+        free_bytes=sent.get("stat-free-memory", -1),
+        available_bytes=sent.get("stat-available-memory", -1),
+        mem_total_bytes=meminfo["MemTotal"] * 1024,
+        mem_free_bytes=meminfo["MemFree"] * 1024,
+        stats=sent,
+    )
+
+
+def _guest_stats(context: Context) -> dict[str, Any]:
+    answer: dict[str, Any] = context.machine.monitor.execute("qom-get", {"path": _DEVICE, "property": "guest-stats"})
+    return answer
+
+
+def _until(context: Context, done: Callable[[], bool], deadline: Deadline) -> None:
+    """Look again and again until something holds.
+
+    :raises GuestHang: when it does not by the deadline.
+    """
+
+    def look() -> bool:
+        context.machine.check()
+        return done()
+
+    def give_up(_: RetryCallState) -> NoReturn:
+        raise GuestHang(f"timed out waiting for {deadline.what}", layer=context.machine.layer)
+
+    Retrying(
+        retry=retry_if_result(lambda held: not held),
+        wait=wait_fixed(_POLL_S),
+        stop=lambda _: deadline.expired,
+        retry_error_callback=give_up,
+    )(look)
+
+
+class HostMemory(Params):
+    """Nothing to set."""
+
+
+class HostMemorySeen(Evidence):
+    """How much of the guest's memory this host really holds."""
+
+    resident_mib: int
+
+
+@verb("balloon.host_memory")
+def host_memory(context: Context, _: HostMemory) -> HostMemorySeen:
+    """Read QEMU's resident memory on this host."""
+    return HostMemorySeen(resident_mib=context.machine.resident_bytes() >> 20)

@@ -1,0 +1,136 @@
+"""Verbs that every machine has: commands, the console, modules, saved state."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from pydantic import Field
+
+from harness.steps.base import Context, Evidence, Params, verb
+
+_Timeout = Annotated[float, Field(gt=0, le=3600, description="seconds under KVM; emulation gets more")]
+
+
+class Run(Params):
+    """A command in the guest, as a list of words; no shell takes them apart."""
+
+    argv: Annotated[list[str], Field(min_length=1, max_length=64)]
+    timeout_s: _Timeout = 30
+
+
+class Ran(Evidence):
+    """What the command left."""
+
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+@verb("guest.run")
+def guest_run(context: Context, params: Run) -> Ran:
+    """Run a command in the guest over SSH; any exit status is evidence."""
+    deadline = context.within(params.timeout_s, params.argv[0])
+    done = context.machine.ssh(deadline).run(params.argv, deadline=deadline, check_status=False)
+    return Ran(status=done.status, stdout=done.text, stderr=done.error_text, seconds=done.seconds)
+
+
+class ConsoleRun(Params):
+    """A line typed on the console, and what must then appear."""
+
+    send: Annotated[str, Field(max_length=1024, pattern=r"^[ -~]*$")]
+    expect: Annotated[str, Field(min_length=1, max_length=512, description="a regular expression")]
+    timeout_s: _Timeout = 30
+
+
+class ConsoleSaw(Evidence):
+    """What the pattern matched."""
+
+    matched: str
+    seconds: float
+
+
+@verb("console.run")
+def console_run(context: Context, params: ConsoleRun) -> ConsoleSaw:
+    """Type a line on the guest's console and wait for a pattern."""
+    started = time.monotonic()
+    with context.machine.console.dialogue() as dialogue:
+        dialogue.send_line(params.send)
+        matched = dialogue.expect(params.expect, context.within(params.timeout_s, "the console"))
+    return ConsoleSaw(matched=matched, seconds=round(time.monotonic() - started, 3))
+
+
+_Module = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+
+
+class ModuleLoad(Params):
+    """A module that ``load`` of the scenario names too."""
+
+    module: _Module
+    parameters: dict[str, str | int | bool] = {}
+
+
+class ModuleLoaded(Evidence):
+    """Which modules had to be loaded, the module itself last, and its build id."""
+
+    order: list[str]
+    build_id: str
+
+
+@verb("module.load")
+def module_load(context: Context, params: ModuleLoad) -> ModuleLoaded:
+    """Load a module, with what it depends on."""
+    loaded = context.testbed.load_module("guest", params.module, params.parameters)
+    return ModuleLoaded(order=list(loaded.order), build_id=loaded.build_id)
+
+
+class ModuleUnload(Params):
+    """A loaded module."""
+
+    module: _Module
+    timeout_s: _Timeout = 60
+
+
+class ModuleUnloaded(Evidence):
+    """Whether it is still loaded, and how long the kernel took."""
+
+    loaded: bool
+    seconds: float
+
+
+@verb("module.unload")
+def module_unload(context: Context, params: ModuleUnload) -> ModuleUnloaded:
+    """Unload a module; the step fails when the kernel refuses."""
+    started = time.monotonic()
+    answer = context.call("modules.unload", timeout_s=params.timeout_s, name=params.module)
+    return ModuleUnloaded(loaded=answer["loaded"], seconds=round(time.monotonic() - started, 3))
+
+
+class SaveRestore(Params):
+    """Nothing to set."""
+
+
+class Restored(Evidence):
+    """How long it took and how large the state was."""
+
+    save_seconds: float
+    restore_seconds: float
+    state_mib: int
+
+
+@verb("machine.save_restore")
+def save_restore(context: Context, _: SaveRestore) -> Restored:
+    """Save the machine's state, end QEMU, and let a new QEMU go on from it."""
+    machine = context.machine
+    state = context.testbed.scratch / "state"
+    started = time.monotonic()
+    machine.save(state, context.within(60, "the machine's state to be saved"))
+    saved = time.monotonic()
+    machine.restore(state, context.within(60, "the machine's state to be restored"))
+    restored = time.monotonic()
+    size = state.stat().st_size >> 20
+    state.unlink()
+    return Restored(
+        save_seconds=round(saved - started, 3), restore_seconds=round(restored - saved, 3), state_mib=size
+    )

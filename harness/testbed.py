@@ -1,0 +1,185 @@
+"""The running machines of one scenario: images prepared, machine booted, modules loaded, all of it undone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from harness.deadline import Deadline
+from harness.errors import HostError
+from harness.images import Images
+from harness.images.under_test import Override, override_segment
+from harness.machine.accel import Accelerator
+from harness.machine.machine import BootFiles, Machine, Timings
+from harness.machine.process import is_running
+from harness.machine.repro import write_repro
+from harness.machine.scratch import scratch_directory
+from harness.machine.spec import Plan, Profile
+from harness.oops import Report
+from harness.scenario.model import Scenario
+
+_LOAD_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModule:
+    """A module as the guest loaded it.
+
+    :param order: the modules that had to be loaded for it, itself last; empty when it was there already.
+    :param build_id: the linker's fingerprint of the module, in hexadecimal; empty where it has none.
+    """
+
+    layer: str
+    module: str
+    order: tuple[str, ...]
+    build_id: str
+
+
+class Testbed:
+    """The machines of one scenario, on one ExitStack.
+
+    :param results: directory that keeps what the run leaves.
+    :param overrides: components under test, by name.
+    """
+
+    __test__ = False  # the name begins with "Test", but pytest has nothing to collect here
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        profile: Profile,
+        images: Images,
+        accelerator: Accelerator,
+        results: Path,
+        overrides: Mapping[str, Override],
+    ) -> None:
+        self.scenario = scenario
+        self.profile = profile
+        self.accelerator = accelerator
+        self.results = results
+        self.versions: dict[str, str] = {}
+        self._images = images
+        self.overrides = overrides
+        self._stack = ExitStack()
+        self._scratch: Path | None = None
+        self._machine: Machine | None = None
+        self._tolerated = [(rule.layer, re.compile(rule.title)) for rule in scenario.allow_crash]
+
+    def __enter__(self) -> Self:
+        self._scratch = self._stack.enter_context(scratch_directory())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def stop(self) -> None:
+        """End the machine, keeping its logs in reach."""
+        if self._machine is not None:
+            self._machine.kill()
+
+    def close(self) -> None:
+        """Undo everything, newest first. Safe to call again."""
+        self._stack.close()
+
+    @property
+    def timings(self) -> Timings:
+        """What the start of the machine cost; zeros when it never started."""
+        return Timings() if self._machine is None else self._machine.timings
+
+    @property
+    def scratch(self) -> Path:
+        """A directory that goes with the testbed."""
+        if self._scratch is None:
+            raise HostError("the testbed is not open")
+        return self._scratch
+
+    @property
+    def machine(self) -> Machine:
+        """The booted machine."""
+        if self._machine is None:
+            raise HostError("nothing is booted yet")
+        return self._machine
+
+    def tolerates(self, report: Report) -> bool:
+        """Whether the scenario provokes this crash on purpose (``allow_crash``)."""
+        return any(layer == report.layer and title.search(report.title) for layer, title in self._tolerated)
+
+    # -- the phases, in order ------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Have the images at hand: from the store, or built now."""
+        boot, profile = self.scenario.boot, self.profile
+        kernel = self._images.kernel(boot.kernel or profile.kernels[0], profile.arch)
+        rootfs = self._images.rootfs(profile.rootfs, profile.arch)
+        wanted = sorted({item.module for item in self.scenario.load})
+        segments = [rootfs, self._images.segment(kernel, profile.early_modules, wanted)]
+        if self.overrides:
+            segments.append(self._override_segment(kernel.release))
+        plan = Plan(
+            profile=profile,
+            kernel=boot.kernel or profile.kernels[0],
+            memory_mib=boot.memory_mib or profile.memory_mib,
+            vcpus=boot.vcpus or profile.vcpus,
+            kernel_args=tuple(boot.kernel_args),
+            devices=boot.devices,
+        )
+        self.versions["kernel"] = kernel.release
+        self.versions.update(self._images.hashes(kernel, profile.rootfs, profile.arch))
+        self._machine = self._stack.enter_context(
+            Machine(
+                plan,
+                BootFiles(kernel.vmlinuz, tuple(segments)),
+                self.accelerator,
+                results=self.results,
+                scratch=self.scratch,
+                tolerated=self.tolerates,
+            )
+        )
+        write_repro(self.results / "repro.sh", self._machine)
+
+    def _override_segment(self, release: str) -> Path:
+        return override_segment(self.overrides, self.profile.arch, release, self.scratch / "override.cpio")
+
+    def boot(self) -> None:
+        """Boot the machine until it takes commands."""
+        self.machine.boot()
+        self.versions["qemu"] = self.machine.qemu_version()
+
+    def load(self) -> list[LoadedModule]:
+        """Load the scenario's modules, each with what it depends on."""
+        return [
+            self.load_module(item.layer, item.module, item.parameters) for item in self.scenario.load
+        ]
+
+    def load_module(self, layer: str, module: str, parameters: Mapping[str, Any]) -> LoadedModule:
+        """Load one module in a guest.
+
+        :raises CommandFailed: when the kernel refuses it; its log says why.
+        """
+        deadline = Deadline.after(_LOAD_TIMEOUT_S * self.machine.time_factor, f"module {module} to load")
+        answer = self.machine.call("modules.load", deadline=deadline, name=module, parameters=dict(parameters))
+        return LoadedModule(layer, module, tuple(answer["order"]), answer["build_id"])
+
+    # -- afterwards ----------------------------------------------------------------------------------------
+
+    def crashes(self) -> list[Report]:
+        """The crashes on the machine's consoles that the scenario does not provoke on purpose."""
+        if self._machine is None:
+            return []
+        reports = [report for console in self._machine.consoles for report in console.finish()]
+        return [report for report in reports if not self.tolerates(report)]
+
+    def leftovers(self) -> list[str]:
+        """What outlived :meth:`close` on this host, in words. There should be nothing."""
+        pids = [] if self._machine is None else self._machine.pids
+        left = [f"process {pid}" for pid in pids if is_running(pid)]
+        if self._scratch is not None and self._scratch.exists():
+            left.append(f"directory {self._scratch}")
+        return left
+
+
