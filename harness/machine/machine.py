@@ -104,13 +104,13 @@ class Machine:
         self.scratch = scratch
         self.pids: list[int] = []
         self._running: _Running | None = None
+        self._starts = 0
         self._wiring = Wiring(
             kernel=str(files.kernel),
             initrd=str(scratch / "initrd"),
             mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3)),
             console_socket=str(self.console_socket),
             console_log=str(self.console.log),
-            log=str(results / "trace.log"),
         )
 
     @property
@@ -161,8 +161,11 @@ class Machine:
 
     def _start(self, wiring: Wiring) -> None:
         ours, theirs = socket.socketpair()
+        self._starts += 1
+        # QEMU truncates its log when it starts, so a restored machine gets another one.
+        log = self.results / ("trace.log" if self._starts == 1 else f"trace-{self._starts}.log")
         with theirs:
-            wiring = replace(wiring, monitor_fd=theirs.fileno())
+            wiring = replace(wiring, monitor_fd=theirs.fileno(), log=str(log))
             argv = qemu_argv(self.plan, wiring, self.accelerator.name)
             (self.results / "qemu.argv").write_text(shlex.join(argv) + "\n", encoding="utf-8")
             started = time.monotonic()
@@ -177,8 +180,7 @@ class Machine:
         except BaseException:
             process.kill()
             raise
-        assert wiring.log is not None
-        self._running = _Running(process, monitor, Tracer(monitor, Path(wiring.log)), started)
+        self._running = _Running(process, monitor, Tracer(monitor, log), started)
         self.timings.monitor = self._elapsed()
 
     def kill(self) -> None:

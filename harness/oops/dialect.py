@@ -149,6 +149,6 @@ DIALECTS: Final = {
         (b"[ cut here ]", b"8<--- cut"),
         None,
     ),
-    Kind.XEN: _dialect(Kind.XEN, rb"\(XEN\).*----\[ Xen-", (b"Xen-",), rb"\(XEN\)"),
+    Kind.XEN: _dialect(Kind.XEN, rb"\(XEN\).*-{3,}\[ Xen-", (b"Xen-",), rb"\(XEN\)"),
     Kind.QEMU: _dialect(Kind.QEMU, None, (), None),
 }

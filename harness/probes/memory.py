@@ -221,10 +221,10 @@ def allocate(mib):
     child = os.fork()
     if child == 0:
         _write("/proc/self/oom_score_adj", "1000")
-        memory = mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        for number in range(mib):
-            start = number << 20
-            memory[start : start + (1 << 20) : PAGE] = b"\1" * ((1 << 20) // PAGE)
+        held = []  # one by one: a single large mapping is refused when it exceeds all memory
+        for _ in range(mib):
+            held.append(mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+            held[-1][::PAGE] = b"\1" * ((1 << 20) // PAGE)
             os.write(writer, b".")
         os._exit(0)
     os.close(writer)

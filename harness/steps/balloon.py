@@ -153,6 +153,53 @@ def deflate(context: Context, params: Resize) -> Resized:
     return _resize(context, params)
 
 
+class Exhaust(Params):
+    """How long the balloon may make no progress before the guest counts as drained."""
+
+    stall_s: Annotated[float, Field(gt=0, le=600)] = 2
+
+
+class Exhausted(Evidence):
+    """How far the balloon came and back, in pages, as QEMU knows it.
+
+    ``reached`` is the size that the guest reported, ``named`` the pages that it named one by one; ``left`` is the
+    size after the memory was given back.
+    """
+
+    requested: int
+    reached: int
+    named: int
+    settled: bool
+    left: int
+    seconds: float
+
+
+@verb("balloon.exhaust")
+def exhaust(context: Context, params: Exhaust) -> Exhausted:
+    """Ask for all memory until the guest gives no more, then give all of it back.
+
+    One step, because nothing else can be asked of a guest without a free page: a probe would wake the OOM killer.
+    """
+    machine = context.machine
+    memory = machine.plan.memory_mib << 20
+    stall_s = params.stall_s * machine.time_factor
+    view = _view(context)
+    started = time.monotonic()
+    machine.monitor.execute("balloon", {"value": PAGE_BYTES})
+    smallest = _wait_for_size(context, PAGE_BYTES, stall_s)
+    named = len(view.pages())
+    machine.monitor.execute("balloon", {"value": memory})
+    recovered = _wait_for_size(context, memory, stall_s)
+    return Exhausted(
+        requested=(memory - PAGE_BYTES) // PAGE_BYTES,
+        reached=(memory - smallest) // PAGE_BYTES,
+        named=named,
+        settled=smallest == PAGE_BYTES,
+        left=(memory - recovered) // PAGE_BYTES,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
 class ComparePages(Params):
     """Nothing to set."""
 

@@ -1,0 +1,300 @@
+"""What a scenario file may say, what it is checked against, and what comes of it. Values only: no I/O.
+
+The pydantic models describe the file as it is written and are what the JSON Schema is generated from; the dataclasses
+describe the catalogue that the upper rooms pass down, and a scenario that has been loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel
+
+from harness.scenario.expect import Expectation
+from harness.validate import fault, shown
+
+MAX_COMBINATIONS = 100
+
+# https://github.com/google/cel-spec/blob/master/doc/langdef.md#syntax: neither an identifier nor a field.
+_CEL_RESERVED = frozenset(
+    "as break const continue else false for function if import in let loop namespace null package return true var void "
+    "while".split()
+)
+
+
+def _not_reserved(name: str) -> str:
+    if name in _CEL_RESERVED:
+        raise fault(f"{shown(name)} is a reserved word of CEL", "choose another name")
+    return name
+
+
+def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse a list that says the same twice. ``4`` and ``"4"`` are the same: they make the same scenario id."""
+    seen: set[str] = set()
+    for item in items:
+        text = spell(item)
+        if text in seen:
+            raise fault(f"items must differ, got {shown(item)} twice", "remove one of the two")
+        seen.add(text)
+    return items
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError, Warning) as error:
+        raise fault(f"must be a regular expression, got {shown(pattern)}: {error}", r"put \ before ( [ * + ? .") from error
+    return pattern
+
+
+def _one_pair(what: str) -> BeforeValidator:
+    """A mapping of exactly one key, told in the words of the list that it is an item of."""
+    key = what.partition(":")[0]
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str):
+            raise fault(f"must be {what}, got the string {shown(value)}", 'put a ":" after the name')
+        if isinstance(value, dict) and len(value) != 1:
+            found = ", ".join(value) if value else "nothing"
+            hint = f'start each {key} with a "- " of its own, and indent what belongs to it further than its name'
+            raise fault(f"must be {what}, got {found}", hint)
+        return value
+
+    return BeforeValidator(check)
+
+
+Scalar = bool | int | float | str
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$"), AfterValidator(_not_reserved)]
+Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")]
+Printable = Annotated[str, Field(max_length=256, pattern=r"^[ -~]*$")]
+Setting = bool | int | Printable
+KernelArg = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9_.]+(=[A-Za-z0-9_.,:@/+-]*)?$")]
+ParameterName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+
+# A matrix value becomes a part of the scenario's id, which names directories and test cases.
+MatrixText = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:+=,@-]{1,64}$")]
+MatrixValues = Annotated[
+    tuple[bool | int | float | MatrixText, ...], Field(min_length=1, max_length=20), AfterValidator(_distinct)
+]
+
+
+class FileModel(BaseModel):
+    """A part of a scenario file: nothing beyond the named keys, nothing converted, nothing changed afterwards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Boot(FileModel):
+    """The machine and what it carries."""
+
+    machine: Name
+    """A profile in images/machines/."""
+    kernel: Name | None = None
+    """One of the kernels that the profile boots; its first by default."""
+    memory_mib: Annotated[int, Field(ge=64, le=65536)] | None = None
+    """Memory of the machine; the profile's by default."""
+    vcpus: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Virtual CPUs; the profile's by default."""
+    kernel_args: Annotated[tuple[KernelArg, ...], Field(max_length=64)] = ()
+    """Added to the kernel's command line."""
+    devices: dict[Name, dict[str, Setting]] = {}
+    """Properties of the profile's devices, by device."""
+    fresh: bool = False
+    """Boot cold, even where a snapshot of the booted machine would do."""
+
+
+class ModuleSpec(FileModel):
+    """A module with parameters."""
+
+    name: Name
+    """A recipe in images/modules/."""
+    parameters: dict[ParameterName, Setting] = {}
+    """Module parameters, as modprobe takes them."""
+
+
+LoadEntry = Annotated[dict[Name, Name | ModuleSpec], _one_pair("LAYER: MODULE"), Field(min_length=1, max_length=1)]
+DriveEntry = Annotated[
+    dict[str, dict[str, Any] | None], _one_pair("VERB: {PARAMETERS}"), Field(min_length=1, max_length=1)
+]
+
+
+class AllowedCrash(FileModel):
+    """A crash that the scenario provokes on purpose."""
+
+    layer: Name
+    """The console on which it shows: qemu, xen, or a guest's name."""
+    title: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_compiles)]
+    """A regular expression that is searched for in the crash's title."""
+
+
+class KnownFailure(FileModel):
+    """A combination of the matrix that is expected to fail, and is reported as such."""
+
+    when: dict[Identifier, Scalar] = {}
+    """Values of matrix axes; with none, every combination."""
+    reason: Line
+    """Why it fails: a bug's address, a missing feature."""
+    assertion: str | None = None
+    """The one assertion that fails, as it is written under assert; any failure by default."""
+
+
+def _few_combinations(axes: dict[str, tuple[Scalar, ...]]) -> dict[str, tuple[Scalar, ...]]:
+    combinations = prod(len(values) for values in axes.values())
+    if combinations > MAX_COMBINATIONS:
+        raise fault(f"must have at most {MAX_COMBINATIONS} combinations, got {combinations}", "split the file")
+    return axes
+
+
+class Matrix(RootModel[dict[Identifier, MatrixValues]]):
+    """Axes, each with the values that it takes: one scenario for each combination."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    root: Annotated[
+        dict[Identifier, MatrixValues], Field(min_length=1, max_length=5), AfterValidator(_few_combinations)
+    ]
+
+
+class ScenarioFile(FileModel):
+    """A scenario: boot a machine, load modules, drive the code under test, assert what was seen.
+
+    In any string, ``${axis}`` stands for the value of a matrix axis, and ``$${`` for the characters ``${``.
+    """
+
+    scenario: Line
+    """What is shown to hold, in one line."""
+    feature: Name
+    """The feature whose code is under test."""
+    description: str | None = None
+    """What the title has no room for."""
+    tags: Annotated[tuple[Name, ...], AfterValidator(_distinct)] = ()
+    """Words to select scenarios by."""
+    boot: Boot
+    """The machine and what it carries."""
+    load: tuple[LoadEntry, ...] = ()
+    """Modules to load, in order, each as LAYER: MODULE."""
+    drive: Annotated[tuple[DriveEntry, ...], Field(min_length=1)]
+    """Steps, in order, each as VERB: {as: name, parameters}."""
+    assertions: Annotated[tuple[str, ...], Field(min_length=1, alias="assert"), AfterValidator(_distinct)]
+    """CEL expressions over the evidence that steps leave under their names; every one must hold."""
+    allow_crash: tuple[AllowedCrash, ...] = ()
+    """Crashes that are no failure."""
+    known_failure: tuple[KnownFailure, ...] = ()
+    """What is expected to fail."""
+    matrix: Matrix | None = None
+    """Axes whose combinations make several scenarios of this file."""
+    timeout_s: Annotated[int, Field(ge=1, le=7200)] = 600
+    """How long drive may take under KVM; emulation gets more."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerbSpec:
+    """A verb that a step can name.
+
+    :param params: the model of its parameters.
+    :param evidence: the model of what it leaves; None when it leaves nothing.
+    :param summary: one line for the JSON Schema.
+    :param features: the features that it belongs to; none for a verb that every machine has.
+    """
+
+    name: str
+    params: type[BaseModel]
+    evidence: type[BaseModel] | None
+    summary: str
+    features: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSpec:
+    """What a scenario may ask of a machine profile.
+
+    :param arch: the machine's architecture.
+    :param layers: where modules can be loaded: ``guest``, ``dom0``.
+    :param kernels: the kernels that it boots, its default first.
+    :param devices: the settable properties of each device, with their types: bool, int or str.
+    """
+
+    name: str
+    arch: str
+    layers: frozenset[str]
+    kernels: tuple[str, ...]
+    devices: Mapping[str, Mapping[str, type]]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """Everything that a scenario can name."""
+
+    verbs: Mapping[str, VerbSpec]
+    profiles: Mapping[str, ProfileSpec]
+    modules: frozenset[str]
+    features: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleLoad:
+    """A module to load.
+
+    :param layer: where: ``guest``, ``dom0``.
+    """
+
+    layer: str
+    module: str
+    parameters: Mapping[str, bool | int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of ``drive``.
+
+    :param name: what its evidence is called in assertions; None when it has no ``as``.
+    :param params: an instance of the verb's own model.
+    :param line: where the step stands in the file.
+    :param key: likewise, as a path: ``drive[1].balloon.inflate``.
+    """
+
+    verb: VerbSpec
+    name: str | None
+    params: BaseModel
+    line: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One combination of one scenario file's matrix, checked and ready to run.
+
+    :param id: the file's path without suffix, with the matrix values in brackets: ``balloon/inflate[pc-4k]``.
+    :param known_failure: only those that apply to this combination.
+    :param matrix: this combination's value for each axis.
+    :param resolved: the file's plain values with the matrix values put in: itself a valid scenario.
+    """
+
+    id: str
+    path: Path
+    title: str
+    feature: str
+    tags: tuple[str, ...]
+    boot: Boot
+    load: tuple[ModuleLoad, ...]
+    drive: tuple[Step, ...]
+    assertions: tuple[Expectation, ...]
+    allow_crash: tuple[AllowedCrash, ...]
+    known_failure: tuple[KnownFailure, ...]
+    timeout_s: int
+    matrix: Mapping[str, Scalar]
+    resolved: Mapping[str, Any]
+
+
+def spell(value: Scalar) -> str:
+    """A scalar as it reads in a scenario's id and in the middle of a text: ``true``, ``4``, ``pc``."""
+    return value if isinstance(value, str) else str(value).lower()
