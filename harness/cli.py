@@ -123,7 +123,12 @@ def run(
         _fail(console, error, summary.ERRORED)
     arguments = [str(path) for path in paths or [SCENARIOS]]
     arguments += ["--accel", accel.value, "--keep", keep.value, "-o", "addopts=", "-p", "no:cacheprovider"]
-    for option, value in (("-k", keyword), ("--results", results), ("--harness-json", json_file), ("--junitxml", junit)):
+    for option, value in (
+        ("-k", keyword),
+        ("--results", results),
+        ("--harness-json", json_file),
+        ("--junitxml", junit),
+    ):
         if value is not None:
             arguments += [option, str(value)]
     for source in under_test or []:

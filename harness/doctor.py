@@ -117,7 +117,9 @@ def _space(what: str, directory: Path) -> Finding:
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     free_mib = shutil.disk_usage(existing).free >> 20
     if free_mib < _NEEDED_MIB:
-        return Finding(what, State.LIMITED, f"{free_mib} MiB free in {directory}", "harness images prune, or another disk")
+        return Finding(
+            what, State.LIMITED, f"{free_mib} MiB free in {directory}", "harness images prune, or another disk"
+        )
     return Finding(what, State.OK, f"{free_mib} MiB free in {directory}")
 
 
@@ -125,7 +127,9 @@ def _memory() -> Finding:
     available_mib = psutil.virtual_memory().available >> 20
     cores = os.cpu_count() or 1
     if available_mib < _NEEDED_MIB:
-        return Finding("memory", State.LIMITED, f"{available_mib} MiB available, {cores} cores", "close something large")
+        return Finding(
+            "memory", State.LIMITED, f"{available_mib} MiB available, {cores} cores", "close something large"
+        )
     return Finding("memory", State.OK, f"{available_mib} MiB available, {cores} cores")
 
 

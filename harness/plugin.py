@@ -48,7 +48,9 @@ class HarnessSession:
     @property
     def results(self) -> Path:
         """Where this session's results go."""
-        given = getattr(self.config, "workerinput", {}).get("harness_results") or self.config.getoption("harness_results")
+        given = getattr(self.config, "workerinput", {}).get("harness_results") or self.config.getoption(
+            "harness_results"
+        )
         if given is None:
             given = str(Path("results") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S"))
             self.config.option.harness_results = given

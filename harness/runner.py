@@ -143,9 +143,7 @@ class _Run:
         self._result.accel = {"used": accelerator.name, "why": accelerator.why}
         used = {item.module for item in self._scenario.load}
         overrides = {name: item for name, item in self._settings.overrides.items() if name in used}
-        return Testbed(
-            self._scenario, profile, self._settings.images, accelerator, self._result.results, overrides
-        )
+        return Testbed(self._scenario, profile, self._settings.images, accelerator, self._result.results, overrides)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -204,7 +202,9 @@ class _Run:
         result.verdict = Verdict.FAIL if result.failed_assertions else Verdict.PASS
         if result.failed_assertions:
             count = len(result.failed_assertions)
-            result.reason = f"{count} of {result.assertions} assertions failed: {result.failed_assertions[0].expression}"
+            result.reason = (
+                f"{count} of {result.assertions} assertions failed: {result.failed_assertions[0].expression}"
+            )
 
     def _gather(self, testbed: Testbed) -> None:
         """What the consoles say, whatever came of the scenario: kill first, look afterwards."""
@@ -250,5 +250,3 @@ class _Run:
 
 def _crash(report: Report) -> Crash:
     return Crash(report.layer, report.title, str(report.severity), report.text[:_CRASH_LINES])
-
-

@@ -74,7 +74,9 @@ class Testbed:
         self._scratch = self._stack.enter_context(scratch_directory())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def stop(self) -> None:
@@ -152,9 +154,7 @@ class Testbed:
 
     def load(self) -> list[LoadedModule]:
         """Load the scenario's modules, each with what it depends on."""
-        return [
-            self.load_module(item.layer, item.module, item.parameters) for item in self.scenario.load
-        ]
+        return [self.load_module(item.layer, item.module, item.parameters) for item in self.scenario.load]
 
     def load_module(self, layer: str, module: str, parameters: Mapping[str, Any]) -> LoadedModule:
         """Load one module in a guest.
@@ -181,5 +181,3 @@ class Testbed:
         if self._scratch is not None and self._scratch.exists():
             left.append(f"directory {self._scratch}")
         return left
-
-

@@ -108,9 +108,7 @@ class Ssh:
             )(attempt)
         except RetryError as error:
             check()
-            raise GuestHang(
-                f"no SSH server answered in time: {error.last_attempt.exception()}", layer=layer
-            ) from None
+            raise GuestHang(f"no SSH server answered in time: {error.last_attempt.exception()}", layer=layer) from None
         return cls(transport, layer, journal, check)
 
     def run(
@@ -146,9 +144,7 @@ class Ssh:
         )
         if check_status and status != 0:
             said = sanitize(stderr or stdout).strip().splitlines()
-            raise CommandFailed(
-                f"`{shlex.join(argv)}` exited with status {status}", layer=self.layer, tail=said[-20:]
-            )
+            raise CommandFailed(f"`{shlex.join(argv)}` exited with status {status}", layer=self.layer, tail=said[-20:])
         return completed
 
     def open(self, argv: Sequence[str]) -> paramiko.Channel:
@@ -188,10 +184,12 @@ class Ssh:
             if channel.closed:
                 raise EOFError("the channel closed without an exit status")
             if max(map(len, streams)) > _OUTPUT_LIMIT:
-                raise CommandFailed(f"`{shlex.join(argv)}` printed more than {_OUTPUT_LIMIT >> 20} MiB", layer=self.layer)
+                raise CommandFailed(
+                    f"`{shlex.join(argv)}` printed more than {_OUTPUT_LIMIT >> 20} MiB", layer=self.layer
+                )
             self.check()
             if deadline.expired:
-                self.journal.record(layer=self.layer, argv=argv, timed_out=True, stdout=sanitize(streams[0][:_SHOWN]))
+                self.journal.record(layer=self.layer, argv=argv, timed_out=True, stdout=sanitize(bytes(streams[0][:_SHOWN])))
                 raise GuestHang(f"`{shlex.join(argv)}` did not end in time ({deadline.what})", layer=self.layer)
             wait_for_data(channel)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pexpect
@@ -103,10 +103,8 @@ class Console:
 
     def finish(self) -> tuple[Report, ...]:
         """Read the rest, close open reports, and give all of them."""
-        try:
+        with suppress(ConsoleFlood):  # whoever polled first was told
             self.poll()
-        except ConsoleFlood:
-            pass  # whoever polled first was told
         self._scanner.finish()
         return tuple(self._scanner.reports)
 
@@ -164,4 +162,5 @@ class Dialogue:
                 tail=self._console.tail(),
                 log=self._console.log,
             ) from None
-        return sanitize(self._spawn.match.group(0))
+        assert isinstance(self._spawn.after, bytes)
+        return sanitize(self._spawn.after)

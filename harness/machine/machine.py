@@ -126,7 +126,9 @@ class Machine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.kill()
 
     # -- start and end -------------------------------------------------------------------------------------
@@ -322,7 +324,9 @@ class Machine:
         with state.open("wb") as file:
             live.monitor.send_fd("state", file.fileno())
             live.monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
-            live.monitor.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+            live.monitor.execute(
+                "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
+            )
             live.monitor.execute("migrate", {"uri": "fd:state"})
             self._await_migration(deadline)
         self.kill()
@@ -337,7 +341,9 @@ class Machine:
         live.pauses_expected = True
         with state.open("rb") as file:
             live.monitor.send_fd("state", file.fileno())
-            live.monitor.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+            live.monitor.execute(
+                "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
+            )
             live.monitor.execute("migrate-incoming", {"uri": "fd:state"})
             self._await_migration(deadline)
         live.monitor.execute("cont")

@@ -13,7 +13,7 @@ from harness.oops.text import sanitize
 TITLE_CHARS: Final = 160
 
 _VOLATILE: Final = (
-    (re.compile(r"\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?"), ""),
+    (re.compile(r"\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?(?: \[\w+\])?"), ""),
     (re.compile(r"\b0x[0-9a-f]+\b|\b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b"), "ADDR"),
     (re.compile(r"\b(?:CPU|cpu) ?#?\d+"), "CPU"),
     (re.compile(r"(?<![\w.-])\d+(?:[.:/]\d+)*(?!\w)|(?<=[:/])\d+(?!\w)"), "N"),
@@ -55,7 +55,7 @@ _HELPER_PREFIXES: Final = (
     *("rb_erase", "rb_first", "rb_insert", "rb_next", "rcu_check_callbacks", "rcu_dump", "rcu_gp_kthread"),
     *("rcu_lockdep", "rcu_print", "rcu_sched_clock", "read_word_at_a_time", "refcount_", "register_lock_class"),
     *("report_bug", "ret_from", "rt_mutex", "run_hrtimer", "rwsem_", "sanitizer_cov", "sched_show"),
-    *("schedule_hrtimeout", "schedule_idle", "schedule_preempt", "schedule_timeout", "show_"),
+    *("schedule_bug", "schedule_hrtimeout", "schedule_idle", "schedule_preempt", "schedule_timeout", "show_"),
     *("show_execution_state", "skb_over_panic", "skb_panic", "skb_under_panic", "slab_", "smp_apic"),
     *("smp_call_function", "spin_bug", "spin_dump", "stack_trace", "start_secondary", "system_call", "sysvec_"),
     *("task_tick", "this_cpu_preempt_check", "tick_", "trigger_", "tsan_", "ubsan_", "update_process_times"),

@@ -112,10 +112,11 @@ XEN: Final = (
         needles=(b"Triple fault",),
         located=False,
     ),
+    # The number of a domU grows with each start; dom0 is always 0.
     _xen_domain(
         name="xen-domain-crashed",
-        regex=re.compile(rb"Domain (?P<domain>\d+) (?:\(vcpu#\d+\) crashed on cpu#|reported crashed by )"),
-        title="Xen: Domain {domain} crashed",
+        regex=re.compile(rb"Domain (?:(?P<zero>0)|\d+) (?:\(vcpu#\d+\) crashed on cpu#|reported crashed by )"),
+        title="Xen: Domain {zero} crashed",
         needles=(b"(vcpu#", b"reported crashed by "),
         located=False,
         joins=True,

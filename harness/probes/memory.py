@@ -16,46 +16,46 @@ _IS_OFFLINE = bytes(1 if value & (1 << (_KPF_OFFLINE % 8)) else 0 for value in r
 _PFN_MASK = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst: bits 0-54
 _PRESENT = 1 << 63
 
-_hog = None  # the mapping that hog_allocate made
-_hog_frames = []  # (frame, offset in the mapping) of its pages, ascending
+_hog: mmap.mmap | None = None  # the mapping that hog_allocate made
+_hog_frames: list[tuple[int, int]] = []  # (frame, offset in the mapping) of its pages, ascending
 
 
-def _read(path):
+def _read(path: str) -> str:
     with open(path) as file:
         return file.read()
 
 
-def _write(path, text):
+def _write(path: str, text: str) -> None:
     with open(path, "w") as file:
         file.write(text)
 
 
-def vmstat():
+def vmstat() -> dict[str, int]:
     """/proc/vmstat as a map of integers."""
     return {name: int(value) for name, value in (line.split() for line in _read("/proc/vmstat").splitlines())}
 
 
-def meminfo():
+def meminfo() -> dict[str, int]:
     """/proc/meminfo as a map: sizes in KiB, the huge page counts as they are."""
     return {line.split(":")[0]: int(line.split()[1]) for line in _read("/proc/meminfo").splitlines()}
 
 
-def page_size():
+def page_size() -> int:
     """The kernel's page size in bytes."""
     return PAGE
 
 
-def sample():
+def sample() -> dict[str, object]:
     """Counters and sizes, read one after the other."""
     return {"vmstat": vmstat(), "meminfo": meminfo(), "page_size": PAGE}
 
 
-def _runs(flags):
+def _runs(flags: bytes) -> list[list[int]]:
     """Where a string of 0 and 1 bytes is 1, as [start, count] pairs."""
     return [[match.start(), match.end() - match.start()] for match in re.finditer(b"\1+", flags)]
 
 
-def _offline_flags(first=0, count=-1):
+def _offline_flags(first: int = 0, count: int = -1) -> bytes:
     """One byte for each page frame: whether KPF_OFFLINE is set."""
     with open("/proc/kpageflags", "rb", buffering=0) as file:
         file.seek(first * 8)
@@ -70,34 +70,32 @@ def _offline_flags(first=0, count=-1):
     return b"".join(chunks)[_KPF_OFFLINE // 8 :: 8].translate(_IS_OFFLINE)
 
 
-def offline_pages():
+def offline_pages() -> list[list[int]]:
     """The page frames with KPF_OFFLINE, as [start, count] pairs in ascending order."""
     return _runs(_offline_flags())
 
 
-def blocks():
+def blocks() -> list[dict[str, object]]:
     """The memory blocks: number, state, zones, first page frame, and how many of its pages are KPF_OFFLINE."""
     pages = int(_read(f"{_BLOCKS}/block_size_bytes"), 16) // PAGE
     flags = _offline_flags()
-    found = []
+    found: dict[int, dict[str, object]] = {}
     for name in os.listdir(_BLOCKS):
         if not re.fullmatch(r"memory\d+", name):
             continue
         number = int(name[len("memory") :])
-        found.append(
-            {
-                "block": number,
-                "state": _read(f"{_BLOCKS}/{name}/state").strip(),
-                "zones": _read(f"{_BLOCKS}/{name}/valid_zones").split(),
-                "first_page": number * pages,
-                "pages": pages,
-                "flagged": flags.count(1, number * pages, (number + 1) * pages),
-            }
-        )
-    return sorted(found, key=lambda block: block["block"])
+        found[number] = {
+            "block": number,
+            "state": _read(f"{_BLOCKS}/{name}/state").strip(),
+            "zones": _read(f"{_BLOCKS}/{name}/valid_zones").split(),
+            "first_page": number * pages,
+            "pages": pages,
+            "flagged": flags.count(1, number * pages, (number + 1) * pages),
+        }
+    return [found[number] for number in sorted(found)]
 
 
-def set_block_state(block, state):
+def set_block_state(block: int, state: str) -> dict[str, object]:
     """Bring a memory block ``online``, ``online_movable`` or ``offline``.
 
     Gives the errno (0 when the kernel did it), how many KPF_OFFLINE pages the block had just before and has
@@ -112,7 +110,7 @@ def set_block_state(block, state):
     try:
         _write(path, state)
     except OSError as error:
-        errno = error.errno
+        errno = error.errno or -1
     seconds = time.monotonic() - started
     after = vmstat()
     return {
@@ -124,7 +122,7 @@ def set_block_state(block, state):
     }
 
 
-def compact():
+def compact() -> dict[str, object]:
     """Compact all zones now; gives the counters' changes and the seconds it took."""
     before = vmstat()
     started = time.monotonic()
@@ -137,8 +135,9 @@ def compact():
     }
 
 
-def _release(offsets):
+def _release(offsets: list[int]) -> None:
     """Give pages of the hog back to the kernel, neighbours in one call."""
+    assert _hog is not None
     offsets = sorted(offsets)
     start = 0
     while start < len(offsets):
@@ -149,7 +148,7 @@ def _release(offsets):
         start = end
 
 
-def hog_allocate(leave_mib):
+def hog_allocate(leave_mib: int) -> dict[str, int]:
     """Take all free memory but ``leave_mib``, page by page, and learn which frames those pages are.
 
     Compaction then finds what the hog frees again exactly where the hog wants it.
@@ -169,19 +168,17 @@ def hog_allocate(leave_mib):
     with open("/proc/self/pagemap", "rb", buffering=0) as file:
         file.seek(address // PAGE * 8)
         entries.frombytes(file.read(count * 8))
-    _hog_frames = sorted(
-        (entry & _PFN_MASK, number * PAGE) for number, entry in enumerate(entries) if entry & _PRESENT
-    )
+    _hog_frames = sorted((entry & _PFN_MASK, number * PAGE) for number, entry in enumerate(entries) if entry & _PRESENT)
     return {"pages": len(_hog_frames), "lowest": _hog_frames[0][0], "highest": _hog_frames[-1][0]}
 
 
-def _address_of(mapping):
+def _address_of(mapping: mmap.mmap) -> int:
     import ctypes
 
     return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
-def hog_free_lowest(pages):
+def hog_free_lowest(pages: int) -> dict[str, int]:
     """Give back the hog's pages at the lowest frames: what is allocated next lands there."""
     global _hog_frames
     _release([offset for _, offset in _hog_frames[:pages]])
@@ -190,7 +187,7 @@ def hog_free_lowest(pages):
     return {"pages": len(freed), "highest": freed[-1][0] if freed else 0}
 
 
-def hog_punch():
+def hog_punch() -> dict[str, int]:
     """Give back every even frame of the rest.
 
     The free scanner strides over up to 32 pages in steps of powers of two: holes at odd frames it never sees.
@@ -203,7 +200,7 @@ def hog_punch():
     return {"pages": freed}
 
 
-def hog_free():
+def hog_free() -> dict[str, int]:
     """Give everything back."""
     global _hog, _hog_frames
     if _hog is not None:
@@ -212,7 +209,7 @@ def hog_free():
     return {}
 
 
-def allocate(mib):
+def allocate(mib: int) -> dict[str, int]:
     """Touch memory in a child process, which the OOM killer takes first.
 
     Gives how many MiB the child touched and which signal ended it (0: none).
@@ -236,10 +233,10 @@ def allocate(mib):
     return {"touched_mib": touched, "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0}
 
 
-_churn = None  # (child, the pipe that it writes a byte to for each compaction)
+_churn: tuple[int, int] | None = None  # (child, the pipe that it writes a byte to for each compaction)
 
 
-def churn_start():
+def churn_start() -> dict[str, int]:
     """Compact again and again in a child process, until :func:`churn_stop`."""
     global _churn
     reader, writer = os.pipe()
@@ -253,9 +250,11 @@ def churn_start():
     return {}
 
 
-def churn_stop():
+def churn_stop() -> dict[str, int]:
     """End the compacting child; gives how many times it compacted."""
     global _churn
+    if _churn is None:
+        raise ValueError("nothing is compacting")
     child, reader = _churn
     _churn = None
     os.kill(child, signal.SIGKILL)

@@ -26,7 +26,7 @@ MACROS = frozenset({"all", "exists", "exists_one", "filter", "map"})
 
 # A level with one child says nothing of its own.
 _LEVELS = frozenset(
-    "expr conditionalor conditionaland relation addition multiplication unary member".split()
+    {"addition", "conditionaland", "conditionalor", "expr", "member", "multiplication", "relation", "unary"}
 )
 
 _HINTS: Mapping[str, str] = {
@@ -76,7 +76,7 @@ def parse(text: str) -> Node:
         raise _syntax_error(text, error) from error
     for node in whole.iter_subtrees():  # leaves first
         node.children = [_stripped(child) for child in node.children]
-    tree = _stripped(whole)
+    tree: Node = _stripped(whole)
     if _depth(tree) > MAX_DEPTH:
         raise CelSyntaxError("the expression is nested too deeply", "split it into several assertions")
     return tree

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,8 +23,8 @@ MAX_COMBINATIONS = 100
 
 # https://github.com/google/cel-spec/blob/master/doc/langdef.md#syntax: neither an identifier nor a field.
 _CEL_RESERVED = frozenset(
-    "as break const continue else false for function if import in let loop namespace null package return true var void "
-    "while".split()
+    {"as", "break", "const", "continue", "else", "false", "for", "function", "if", "import", "in"}
+    | {"let", "loop", "namespace", "null", "package", "return", "true", "var", "void", "while"}
 )
 
 
@@ -51,7 +51,9 @@ def _compiles(pattern: str) -> str:
             warnings.simplefilter("error")
             re.compile(pattern)
     except (re.error, OverflowError, RecursionError, Warning) as error:
-        raise fault(f"must be a regular expression, got {shown(pattern)}: {error}", r"put \ before ( [ * + ? .") from error
+        raise fault(
+            f"must be a regular expression, got {shown(pattern)}: {error}", r"put \ before ( [ * + ? ."
+        ) from error
     return pattern
 
 

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import re2  # type: ignore[import-untyped]  # cel-python brings it along, without types
 from celpy import celtypes
 from celpy.evaluation import Activation, CELEvalError, Evaluator
 
 from harness.scenario.cel import Node
+from harness.strict_yaml import quoted
+from harness.validate import shown
+
+MAX_ERROR = 300
 
 # cel-python logs exceptions that it is about to turn into values.
 logging.getLogger("celpy").addHandler(logging.NullHandler())
@@ -79,61 +82,69 @@ class CelError(Exception):
 
 
 def evaluate(tree: Node, names: Mapping[str, Any]) -> Any:
-    """The value of an expression, as a plain Python value.
+    """The value of an expression; a bool when it is one.
 
     :param names: plain JSON-like values by the names under which the expression reads them.
     :raises CelError: when the expression has no value.
     """
     try:
-        activation = Activation(functions=dict(_functions()))
-        value = _Evaluator(tree, activation).evaluate({name: to_cel(value) for name, value in names.items()})
+        values = {name: to_cel(value) for name, value in names.items()}
+        value = _Evaluator(tree, Activation(functions=_FUNCTIONS)).evaluate(values)
+    except CelError:
+        raise
     except CELEvalError as error:
-        raise CelError(str(error.args[0])) from error
-    except RecursionError as error:
-        raise CelError("the expression is nested too deeply to be evaluated here") from error
-    return bool(value) if isinstance(value, celtypes.BoolType) else value
+        raise CelError(str(error.args[0])[:MAX_ERROR]) from error
+    except Exception as error:
+        # What the static check would have refused may fail anywhere in cel-python, and in any way.
+        raise CelError(f"{type(error).__name__}: {error}"[:MAX_ERROR]) from error
+    return _plain(value)
 
 
 def to_cel(value: Any) -> Any:
-    """A plain JSON-like value as the evaluator wants it.
+    """A plain JSON-like value as the evaluator wants it; one of the evaluator's own stays what it is.
 
     :raises CelError: for an integer of more than 64 bits, and for what is not JSON-like.
     """
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return celtypes.BoolType(value)
-    if isinstance(value, int):
-        return _integer(value)
-    if isinstance(value, float):
-        return celtypes.DoubleType(value)
-    if isinstance(value, str):
-        return celtypes.StringType(value)
-    if isinstance(value, Mapping):
-        return celtypes.MapType({celtypes.StringType(key): to_cel(item) for key, item in value.items()})
+    if value is None or isinstance(value, celtypes.ListType | celtypes.MapType):
+        return value
     if isinstance(value, list | tuple):
         return celtypes.ListType([to_cel(item) for item in value])
-    raise CelError(f"evidence cannot hold a {type(value).__name__}")
+    if isinstance(value, Mapping):
+        return celtypes.MapType({celtypes.StringType(key): to_cel(item) for key, item in value.items()})
+    kind = kind_of(value)
+    if kind not in _WRAPPERS:
+        raise CelError(f"evidence cannot hold a {kind}")
+    return _WRAPPERS[kind](value)
 
 
 def kind_of(value: Any) -> str:
-    """The type of an evaluator's value, as :data:`OPERATIONS` names it."""
+    """The type of a value, plain or the evaluator's, as :data:`OPERATIONS` names it."""
     if value is None:
         return "null"
-    # A BoolType is an int too, so it is looked for first.
-    kinds = {
-        celtypes.BoolType: "bool",
-        int: "int",
-        float: "double",
-        str: "string",
-        list: "list",
-        dict: "map",
-    }
-    return next((kind for python, kind in kinds.items() if isinstance(value, python)), type(value).__name__)
+    return next((kind for kind, python in _PYTHON_TYPES.items() if isinstance(value, python)), type(value).__name__)
+
+
+def regular_expression(pattern: str) -> Any:
+    """A pattern as ``matches()`` takes it: RE2, whose running time is linear in the text.
+
+    :raises CelError: when it is not one.
+    """
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return re2.compile(pattern, options)
+    except re2.error as error:
+        told = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+        raise CelError(f"not a regular expression that RE2 takes: {told}") from error
+
+
+def no_overload(name: str, kinds: Kinds) -> str:
+    """What to say of an operation that does not exist for some types."""
+    return f"no operation {name.replace('_', ' ').strip()} for {' and '.join(kinds)}"
 
 
 class _Evaluator(Evaluator):
-    """cel-python's evaluator with the macros that tell which error it was when several elements have one."""
+    """cel-python's evaluator, but with ``all`` and ``exists`` that keep the first error they meet."""
 
     def sub_evaluator(self, ast: Node) -> _Evaluator:
         return _Evaluator(ast, activation=self.activation)
@@ -142,30 +153,31 @@ class _Evaluator(Evaluator):
         macro = str(tree.children[1])
         if macro not in ("all", "exists"):
             return super().member_dot_arg(tree)
-        items = self.visit(tree.children[0])
+        items = self.visit(cast("Node", tree.children[0]))
         if isinstance(items, CELEvalError):
             return items
-        if not isinstance(items, list | dict):
-            return CELEvalError(f"{macro}() is for lists and maps, not for {kind_of(items)}")
-        judge = self.build_ss_macro_eval(tree)
-        join = _all_of if macro == "all" else _any_of
-        return join(judge(item) for item in items)
+        if kind_of(items) not in ("list", "map"):
+            return CELEvalError(no_overload(macro, (kind_of(items),)))
+        judged = map(self.build_ss_macro_eval(tree), items)
+        return _all_of(*judged) if macro == "all" else _any_of(*judged)
 
 
-def _all_of(values: Iterable[Any]) -> Any:
+def _all_of(*values: Any) -> Any:
     """CEL's ``&&``: false if any value is, else the first error, else true."""
     error: CELEvalError | None = None
     for value in values:
-        if kind_of(value) != "bool":
-            error = error or (value if isinstance(value, CELEvalError) else _no_overload("_&&_", (kind_of(value),)))
+        if isinstance(value, CELEvalError):
+            error = error or value
+        elif kind_of(value) != "bool":
+            error = error or CELEvalError(no_overload("_&&_", (kind_of(value),)))
         elif not value:
             return value
     return error or celtypes.BoolType(True)
 
 
-def _any_of(values: Iterable[Any]) -> Any:
+def _any_of(*values: Any) -> Any:
     """CEL's ``||``: true if any value is, else the first error, else false."""
-    inverted = _all_of(value if kind_of(value) != "bool" else celtypes.BoolType(not value) for value in values)
+    inverted = _all_of(*(celtypes.BoolType(not value) if kind_of(value) == "bool" else value for value in values))
     return inverted if isinstance(inverted, CELEvalError) else celtypes.BoolType(not inverted)
 
 
@@ -173,12 +185,8 @@ def _choose(condition: Any, chosen: Any, other: Any) -> Any:
     if isinstance(condition, CELEvalError):
         return condition
     if kind_of(condition) != "bool":
-        return _no_overload("_?_:_", (kind_of(condition),))
+        return CELEvalError(no_overload("_?:_", (kind_of(condition),)))
     return chosen if condition else other
-
-
-def _no_overload(name: str, kinds: Kinds) -> CELEvalError:
-    return CELEvalError(f"no operation {name.replace('_', ' ').strip()} for {' and '.join(kinds)}")
 
 
 def _strict(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,49 +198,144 @@ def _strict(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
                 return argument
         kinds = tuple(map(kind_of, arguments))
         if kinds not in OPERATIONS[name]:
-            return _no_overload(name, kinds)
+            return CELEvalError(no_overload(name, kinds))
         try:
-            return function(*arguments)
+            return to_cel(function(*map(_plain, arguments)))
         except CelError as error:
             return CELEvalError(str(error))
 
-    call.__name__ = name
     return call
 
 
-@cache
-def _functions() -> Mapping[str, Callable[..., Any]]:
-    """The operations under the names by which the evaluator calls them."""
-    plain: Mapping[str, Callable[..., Any]] = {
-        "!_": operator.not_,
-        "-_": operator.neg,
-        "_+_": operator.add,
-        "_-_": operator.sub,
-        "_*_": operator.mul,
-        "_/_": _divide,
-        "_%_": _remainder,
-        "_<_": operator.lt,
-        "_<=_": operator.le,
-        "_>_": operator.gt,
-        "_>=_": operator.ge,
-        "_==_": _equal,
-        "_!=_": lambda left, right: not _equal(left, right),
-        "_in_": _contained,
-        "size": len,
-        "contains": operator.contains,
-        "endsWith": str.endswith,
-        "matches": _matches,
-        "startsWith": str.startswith,
-        "double": _to_double,
-        "int": _to_int,
-        "string": _to_string,
-    }
-    functions: dict[str, Callable[..., Any]] = {
-        name: _strict(name, lambda *arguments, function=function: to_cel(function(*map(_plain, arguments))))
-        for name, function in plain.items()
-    }
-    functions["_[_]"] = _strict("_[_]", _item)
-    functions["_&&_"] = lambda *arguments: _all_of(arguments)
-    functions["_||_"] = lambda *arguments: _any_of(arguments)
-    functions["_?_:_"] = _choose
-    return functions
+def _plain(value: Any) -> Any:
+    """The plain Python value of one of the evaluator's scalars; lists and maps stay as they are."""
+    kind = kind_of(value)
+    return {"bool": bool, "int": int, "double": float, "string": str}[kind](value) if kind in _WRAPPERS else value
+
+
+def _integer(value: int) -> Any:
+    if not -(2**63) <= value < 2**64:
+        raise CelError("the integer does not fit into 64 bits")
+    return celtypes.IntType(value) if value < 2**63 else celtypes.UintType(value)
+
+
+def _divide(left: Any, right: Any) -> Any:
+    if right == 0:
+        raise CelError("division by zero")
+    if isinstance(left, float):
+        return left / right
+    quotient = abs(left) // abs(right)
+    return quotient if (left < 0) == (right < 0) else -quotient
+
+
+def _remainder(left: int, right: int) -> int:
+    return left - right * int(_divide(left, right))
+
+
+def _equal(left: Any, right: Any) -> bool:
+    kinds = (kind_of(left), kind_of(right))
+    if kinds not in _EQUALITY:
+        raise CelError(no_overload("_==_", kinds))
+    if "null" in kinds:
+        return kinds[0] == kinds[1]
+    if kinds[0] == "list":
+        return len(left) == len(right) and all(map(_equal, left, right))
+    if kinds[0] == "map":
+        return set(left) == set(right) and all(_equal(item, right[key]) for key, item in left.items())
+    return bool(_plain(left) == _plain(right))
+
+
+def _unequal(left: Any, right: Any) -> bool:
+    return not _equal(left, right)
+
+
+def _contained(item: Any, container: Any) -> bool:
+    if isinstance(container, dict):
+        return item in container
+    error: CelError | None = None
+    for other in container:
+        try:
+            if _equal(item, other):
+                return True
+        except CelError as found:
+            error = found
+    if error is not None:
+        raise error
+    return False
+
+
+def _item(container: Any, key: Any) -> Any:
+    if isinstance(container, list) and not 0 <= key < len(container):
+        raise CelError(f"no item {key} in a list of {len(container)}")
+    if isinstance(container, dict) and key not in container:
+        raise CelError(f"no key {quoted(key)}")
+    return container[key]
+
+
+def _matches(text: str, pattern: str) -> bool:
+    return regular_expression(pattern).search(text) is not None
+
+
+def _to_double(value: Any) -> float:
+    try:
+        return float(value)
+    except (ValueError, OverflowError) as error:
+        raise CelError(f"double() cannot read {shown(value)}") from error
+
+
+def _to_int(value: Any) -> int:
+    try:
+        return int(value)
+    except (ValueError, OverflowError) as error:
+        raise CelError(f"int() cannot read {shown(value)}") from error
+
+
+def _to_string(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_PYTHON_TYPES: Mapping[str, Any] = {
+    "bool": bool | celtypes.BoolType,  # before int, of which both are subclasses
+    "int": int,
+    "double": float,
+    "string": str,
+    "list": list,
+    "map": dict,
+}
+_WRAPPERS: Mapping[str, Callable[[Any], Any]] = {
+    "bool": celtypes.BoolType,
+    "int": _integer,
+    "double": celtypes.DoubleType,
+    "string": celtypes.StringType,
+}
+_OPERATORS: Mapping[str, Callable[..., Any]] = {
+    "!_": operator.not_,
+    "-_": operator.neg,
+    "_+_": operator.add,
+    "_-_": operator.sub,
+    "_*_": operator.mul,
+    "_/_": _divide,
+    "_%_": _remainder,
+    "_<_": operator.lt,
+    "_<=_": operator.le,
+    "_>_": operator.gt,
+    "_>=_": operator.ge,
+    "_==_": _equal,
+    "_!=_": _unequal,
+    "_in_": _contained,
+    "_[_]": _item,
+    "size": len,
+    "contains": operator.contains,
+    "endsWith": str.endswith,
+    "matches": _matches,
+    "startsWith": str.startswith,
+    "double": _to_double,
+    "int": _to_int,
+    "string": _to_string,
+}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{name: _strict(name, function) for name, function in _OPERATORS.items()},
+    "_&&_": _all_of,
+    "_||_": _any_of,
+    "_?_:_": _choose,
+}

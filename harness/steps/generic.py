@@ -131,6 +131,4 @@ def save_restore(context: Context, _: SaveRestore) -> Restored:
     restored = time.monotonic()
     size = state.stat().st_size >> 20
     state.unlink()
-    return Restored(
-        save_seconds=round(saved - started, 3), restore_seconds=round(restored - saved, 3), state_mib=size
-    )
+    return Restored(save_seconds=round(saved - started, 3), restore_seconds=round(restored - saved, 3), state_mib=size)
