@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -59,6 +60,11 @@ UnderTest = Annotated[
 ]
 
 
+def _console() -> Console:
+    """Standard output; a log has no width of its own, and folded ids cannot be searched for."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
 def _build_progress() -> BuildProgress:
     return RichProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)
 
@@ -110,7 +116,7 @@ def run(
 
     Exit status: 0 all passed, 1 a scenario failed, 2 the harness or host failed, 3 nothing ran, 4 usage.
     """
-    console = Console()
+    console = _console()
     workspace = Workspace(_build_progress())
     scenarios = _load(console, workspace, paths)
     try:
@@ -122,7 +128,9 @@ def run(
     except HarnessError as error:
         _fail(console, error, summary.ERRORED)
     arguments = [str(path) for path in paths or [SCENARIOS]]
-    arguments += ["--accel", accel.value, "--keep", keep.value, "-o", "addopts=", "-p", "no:cacheprovider"]
+    # The project around the scenarios may have pytest settings and a conftest of its own: they are not for these.
+    arguments += ["-c", os.devnull, "--rootdir", str(Path.cwd()), "--noconftest", "--assert=plain"]
+    arguments += ["-s", "-p", "no:cacheprovider", "--accel", accel.value, "--keep", keep.value]
     for option, value in (
         ("-k", keyword),
         ("--results", results),
@@ -168,7 +176,7 @@ def _run_pytest(console: Console, workspace: Workspace, arguments: list[str], *,
 @app.command()
 def check(paths: Paths = None) -> None:
     """Validate scenario files; boot nothing."""
-    console = Console()
+    console = _console()
     scenarios = _load(console, Workspace(SilentProgress()), paths)
     console.print(f"{len(scenarios)} scenarios, no problem", highlight=False)
 
@@ -176,7 +184,7 @@ def check(paths: Paths = None) -> None:
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what this host can and cannot do, why, and the remedy."""
-    console = Console()
+    console = _console()
     findings = diagnose(Workspace(SilentProgress()))
     if as_json:
         console.print_json(json.dumps([asdict(finding) for finding in findings]))
@@ -221,7 +229,7 @@ def images_build(
     names: Annotated[list[str] | None, typer.Argument(help="Machine profiles; all of them by default.")] = None,
 ) -> None:
     """Build what machine profiles boot, unless the store has it."""
-    console = Console()
+    console = _console()
     workspace = Workspace(_build_progress())
     unknown = sorted(set(names or []) - set(workspace.profiles))
     if unknown:
@@ -239,7 +247,7 @@ def images_build(
 @images_app.command("list")
 def images_list() -> None:
     """List what the store holds."""
-    print_store(Console(), Workspace(SilentProgress()).store)
+    print_store(_console(), Workspace(SilentProgress()).store)
 
 
 @images_app.command("prune")
@@ -248,7 +256,7 @@ def images_prune(
 ) -> None:
     """Remove images that were not used lately, and what killed builds left."""
     freed = Workspace(SilentProgress()).store.prune(keep_days=keep_days)
-    Console().print(f"freed {decimal(freed)}", highlight=False)
+    _console().print(f"freed {decimal(freed)}", highlight=False)
 
 
 def main() -> None:

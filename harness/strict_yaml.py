@@ -3,17 +3,13 @@
 YAML 1.1 as PyYAML reads it takes a 307-byte alias bomb to millions of nodes, keeps the last of two equal keys, reads
 ``no`` as False, ``1:30`` as 90 and ``010`` as 8. This reader takes a small, boring subset instead: mappings with
 string keys, lists and scalars. It builds its values straight from the parser's events, so that nothing is resolved,
-expanded or nested behind its back, and it remembers where every key and value stands.
-
-A plain scalar is ``true`` or ``false``; ``null``, ``~`` or nothing; a decimal or ``0x`` integer of 64 bits; a decimal
-float; or a string. One that some YAML would read as something else (``no``, ``010``, ``1:30``, ``1_000``, ``.5``) is
-an error that says how to write it. Dates are strings.
+expanded or nested behind its back, and it remembers where every key and value stands. What an
+unquoted scalar means is told in :mod:`harness.yaml_scalars`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +19,7 @@ from typing import Any, NoReturn
 import yaml
 
 from harness.errors import Problem, ScenarioError
+from harness.yaml_scalars import AmbiguousError, plain
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
@@ -32,46 +29,10 @@ MAX_QUOTED = 60
 KeyPath = tuple[str | int, ...]
 """Where a value stands in a document: ``("drive", 1, "balloon.inflate", "pages")``."""
 
-_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)")
-_CONSTANTS: Mapping[str, bool | None] = {"": None, "~": None, "null": None, "true": True, "false": False}
-
-# What some YAML would silently turn into something other than the text: looked at after the patterns above.
-_SURPRISES = (
-    (re.compile(r"(?i:true|false|null)"), "is not written that way here", "write it in lower case, or quote it"),
-    (re.compile(r"(?i:y|yes|on)"), "is a boolean to some YAML readers", "write true, or quote it"),
-    (re.compile(r"(?i:n|no|off)"), "is a boolean to some YAML readers", "write false, or quote it"),
-    (
-        re.compile(r"[-+]?0(?:[0-9_]+|[oObB][0-9_]+)(?:\.[0-9_]*)?"),
-        "has a leading zero, which is octal to some YAML readers",
-        "write it in decimal or as 0x hexadecimal, or quote it",
-    ),
-    (
-        re.compile(r"[-+]?[0-9][0-9_]*(?::[0-9]{1,2})+(?:\.[0-9_]*)?"),
-        "is a number in base 60 to some YAML readers",
-        "quote it",
-    ),
-    (
-        re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?"),
-        "is a number to some YAML readers",
-        "write plain digits, or quote it",
-    ),
-    (
-        re.compile(r"[-+](?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|0[xX][0-9a-fA-F_]+)|0[xX][0-9a-fA-F_]+"),
-        "is a number to some YAML readers",
-        "write plain digits, or quote it",
-    ),
-    (
-        re.compile(r"[-+]?(?:\.[0-9][0-9_]*|[0-9]+\.)(?:[eE][-+]?[0-9]+)?"),
-        "is a number to some YAML readers",
-        "write digits on both sides of the point, or quote it",
-    ),
-    (re.compile(r"[-+]?\.(?i:inf|nan)"), "is not a finite number", "quote it if it is text"),
-)
-
 # Parts of PyYAML's messages, and what the writer of the file most likely has to do about them.
 _SYNTAX_HINTS = (
     ("'\\t'", "indent with spaces, not with tabs"),
+    ("but got '{'", "within { } and [ ], quote a text that holds braces"),
     ("expected ',' or ']'", "a [ stands here without its ], or a comma is missing; quote text that holds brackets"),
     ("expected ',' or '}'", "a { stands here without its }, or a comma is missing; quote text that holds braces"),
     ("mapping values are not allowed", 'quote a text that contains ": ", and check the indentation'),
@@ -197,6 +158,31 @@ def parse(text: bytes | str, file: str) -> Document:
     return Document(value, file, builder.keys, builder.values)
 
 
+def dump(value: Any) -> str:
+    """Plain values as YAML that :func:`parse` reads back as they are.
+
+    :param value: dicts with string keys, lists, strings, integers of 64 bits, finite floats, booleans and None.
+    """
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes no aliases, and quotes what this module's rules would not read as the same text."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  (PyYAML's signature)
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        try:
+            safe = plain(text) == text
+        except AmbiguousError:
+            safe = False
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if safe else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 def _decode(text: bytes | str, file: str) -> str:
     """The text of a file, once its size and encoding are known to be good."""
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
@@ -255,7 +241,8 @@ class _Builder:
 
     def _syntax_error(self, error: yaml.MarkedYAMLError) -> ScenarioError:
         told = ", ".join(part for part in (error.context, error.problem) if part)[:200]
-        mark = error.context_mark if error.context in _OPENERS else error.problem_mark
+        opened = error.context in _OPENERS and "but got '{'" not in told
+        mark = error.context_mark if opened else error.problem_mark
         line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
         hint = next((hint for part, hint in _SYNTAX_HINTS if part in told), None)
         return self._error(line, column, f"is not valid YAML: {told}", hint)
@@ -324,9 +311,9 @@ class _Builder:
         if event.style is not None:
             return event.value
         try:
-            return _plain(event.value)
-        except _RefusedError as refused:
-            self._add(event, path, str(refused), refused.hint)
+            return plain(event.value)
+        except AmbiguousError as error:
+            self._add(event, path, f"{quoted(event.value)} without quotes {error}", error.hint)
             return None
 
     def _add(self, event: yaml.Event, path: KeyPath, message: str, hint: str | None = None) -> None:
@@ -338,35 +325,6 @@ class _Builder:
     def _stop(self, event: yaml.Event, path: KeyPath, message: str, hint: str | None = None) -> NoReturn:
         self._add(event, path, message, hint)
         raise ScenarioError(self.problems)
-
-
-class _RefusedError(Exception):
-    """A plain scalar is not taken for anything."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
-
-
-def _plain(text: str) -> bool | int | float | str | None:
-    """What an unquoted scalar means. Raises :class:`_RefusedError` for one that YAML readers disagree about."""
-    if text in _CONSTANTS:
-        return _CONSTANTS[text]
-    if _INTEGER.fullmatch(text):
-        # Twenty characters hold any number of 64 bits; Python refuses to convert one of thousands of digits.
-        integer = int(text, 16 if text.startswith("0x") else 10) if len(text) <= 20 else 2**64
-        if not -(2**63) <= integer < 2**64:
-            raise _RefusedError("the number does not fit into 64 bits", "quote it if it is text")
-        return integer
-    if _FLOAT.fullmatch(text):
-        number = float(text)
-        if math.isinf(number):
-            raise _RefusedError("the number is too large for a double", "quote it if it is text")
-        return number
-    for pattern, why, hint in _SURPRISES:
-        if pattern.fullmatch(text):
-            raise _RefusedError(f"{quoted(text)} without quotes {why}", hint)
-    return text
 
 
 def _mark(event: yaml.Event) -> Mark:

@@ -75,7 +75,11 @@ def validate(
         # As JSON, because strict Python input would want tuples, sets and enumeration members, which YAML has not.
         return model.model_validate_json(json.dumps(checked), strict=True)
     except ValidationError as error:
-        findings = [_finding(details, model, checked, also) for details in error.errors(include_url=False)]
+        findings = [
+            _finding(details, model, checked, also)
+            for details in error.errors(include_url=False)
+            if not _consequence(details)
+        ]
     problems = [
         document.problem((*path, *finding.path), finding.message, finding.hint, at_key=finding.at_key)
         for finding in _without_lesser_branches(findings)
@@ -94,7 +98,7 @@ def one_of(names: Iterable[str]) -> str:
     """``one of a, b, c``; a long list is cut."""
     options = list(dict.fromkeys(names))
     if len(options) < 2:
-        return options[0] if options else "none, because there are none"
+        return options[0] if options else "none at all"
     more = f", ... ({len(options)} in all)" if len(options) > MAX_LISTED else ""
     return f"one of {', '.join(options[:MAX_LISTED])}{more}"
 
@@ -134,6 +138,11 @@ class _Finding:
     union: KeyPath | None = None
     branch: str = ""
     rule: bool = False
+
+
+def _consequence(error: ErrorDetails) -> bool:
+    """Whether a list is only called too short because items of it are wrong: those pydantic does not count."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
 def _finding(error: ErrorDetails, model: type[BaseModel], whole: Any, also: Sequence[str]) -> _Finding:
@@ -329,7 +338,8 @@ def _hint(schemas: Sequence[Schema], value: Any) -> str | None:
     if any(schema.get("type") == "string" and not _options([schema]) for schema in schemas) and isinstance(
         value, bool | int | float
     ):
-        return f'quote it: "{shown(value)}"'
+        # A number's text is gone: 6.10 has become 6.1.
+        return "quote it" if isinstance(value, float) else f'quote it: "{shown(value)}"'
     if wanted == {"string"} and isinstance(value, dict):
         return 'quote a text that contains ": "'
     if wanted == {"array"} and not isinstance(value, list):
@@ -344,7 +354,7 @@ def _hint_for_text(schemas: Sequence[Schema], wanted: set[str], value: str) -> s
     if wanted & {"boolean", "integer", "number"} and re.fullmatch(r"true|false|-?[0-9]+(\.[0-9]+)?", value):
         return "remove the quotes"
     for schema in schemas:
-        tame = re.sub(r"[\s_]+", "-", value.strip().lower())
-        if "pattern" in schema and re.search(schema["pattern"], tame):
+        tame = re.sub(r"[ _]+", "-", value.lower())
+        if "pattern" in schema and re.search(schema["pattern"], tame) and not re.search(schema["pattern"], value):
             return f"did you mean {quoted(tame)}?"
     return 'start each item with "- ", or write [a, b]' if wanted == {"array"} else None

@@ -36,7 +36,7 @@ _CARRIED = re.compile(r"Acquire::(?:(?:http|https|ftp|tor|socks5h?)(?:::|\s)|Ret
 
 _HINTS = (
     (
-        r"Could not resolve|Could not connect|[Cc]onnection (?:timed out|refused|failed)|Temporary failure|Cannot initiate",
+        r"Could not resolve|Could not connect|[Cc]onnection (?:timed out|refused|failed)|Temporary failure",
         f"is the network up? A proxy is taken from apt's own settings, a mirror from {MIRROR_VARIABLE}",
     ),
     (
@@ -77,62 +77,51 @@ class Apt:
 
     :param cache: the directory that roots and downloaded packages live in.
     :param check_valid_until: whether an index past its date is refused.
-    :param deadline: by when everything asked of it must be done.
     """
 
-    def __init__(
-        self,
-        cache: Path,
-        suite: str,
-        arch: Arch,
-        *,
-        check_valid_until: bool,
-        progress: Progress,
-        deadline: Deadline,
-    ) -> None:
+    def __init__(self, cache: Path, suite: str, arch: Arch, *, check_valid_until: bool, progress: Progress) -> None:
         self._suite = suite
         self._arch = arch
         self._check_valid_until = check_valid_until
         self._progress = progress
-        self._deadline = deadline
         self._root = cache / "apt" / f"{suite}-{arch}"
         self._debs = cache / "debs"
         self._updated = False
-        self._debs.mkdir(parents=True, exist_ok=True)
-        (self._root / "lists/partial").mkdir(parents=True, exist_ok=True)
-        (self._root / "archives/partial").mkdir(parents=True, exist_ok=True)
+        for directory in (self._root.parent, self._debs):
+            directory.mkdir(parents=True, exist_ok=True)
 
-    def resolve(self, packages: Sequence[str]) -> list[Deb]:
-        """The packages and all that they depend on, from a fresh index.
+    def resolve(self, packages: Sequence[str], deadline: Deadline) -> list[Deb]:
+        """The packages and all that they depend on, from an index that this object read.
 
         :raises HostError: no network, an index that cannot be trusted, or a package that the suite does not have.
         """
-        with held(self._root.with_name(f"{self._root.name}.lock"), self._deadline):
-            if not self._updated:
+        with held(self._root.with_name(f"{self._root.name}.lock"), deadline):
+            if not (self._updated and (self._root / "apt.conf").exists()):
                 self._progress.phase(f"reading Debian {self._suite}'s index for {self._arch}")
-                self._configure()
-                self._get("update", "--error-on=any")
+                self._configure(deadline)
+                self._get(deadline, "update", "--error-on=any")
                 self._updated = True
             try:
-                printed = self._get("install", "--print-uris", "--yes", "-qq", "--", *packages)
+                printed = self._get(deadline, "install", "--print-uris", "--yes", "-qq", "--", *packages)
             except HostError as error:
-                raise self._unavailable(error) from error
+                raise self._unavailable(error, deadline) from error
         debs = parse_uris(printed)
         if not debs:
             raise HostError(f"apt resolved {', '.join(packages)} to nothing", hint="a bug in the harness: report it")
         return debs
 
-    def download(self, debs: Sequence[Deb]) -> list[Path]:
+    def download(self, debs: Sequence[Deb], deadline: Deadline) -> list[Path]:
         """The packages' files, each compared with its hash in the index; fetched unless they are there already.
 
         :raises HostError: no network, or a file that is not what the index says.
         """
-        with held(self._debs / ".lock", self._deadline):
+        with held(self._debs / ".lock", deadline):
             missing = [deb for deb in debs if not self._intact(deb)]
             if missing:
                 total = sum(deb.size for deb in missing)
                 self._progress.phase(f"fetching {len(missing)} packages for {self._arch}")
                 self._get(
+                    deadline,
                     "download",
                     "-oAPT::Status-Fd=1",
                     "--",
@@ -141,7 +130,9 @@ class Apt:
                 )
             for deb in missing:
                 if not self._intact(deb):
-                    raise HostError(f"{deb.file} is not what the archive's index says", hint="try again; suspect the disk")
+                    raise HostError(
+                        f"{deb.file} is not what the archive's index says", hint="try again; suspect the disk"
+                    )
         return [self._debs / deb.file for deb in debs]
 
     def _report(self, line: str, total: int) -> None:
@@ -161,26 +152,26 @@ class Apt:
             path.unlink()
         return whole
 
-    def _get(self, *arguments: str, on_line: Callable[[str], None] | None = None) -> str:
+    def _get(self, deadline: Deadline, *arguments: str, on_line: Callable[[str], None] | None = None) -> str:
         try:
             return tools.run(
                 ["apt-get", f"-c={self._root / 'apt.conf'}", *arguments],
                 hint=f"run it by hand: apt-get -c={self._root / 'apt.conf'} {arguments[0]}",
-                deadline=self._deadline,
+                deadline=deadline,
                 cwd=self._debs if arguments[0] == "download" else self._root,
                 on_line=on_line,
             )
         except HostError as error:
             raise explained(error) from error
 
-    def _unavailable(self, error: HostError) -> HostError:
+    def _unavailable(self, error: HostError, deadline: Deadline) -> HostError:
         """The same error, with the nearest names when it is about a package that does not exist."""
         match = _UNAVAILABLE.search("\n".join(error.tail))
         if match is None:
             return error
         name = match[1] or match[2]
         known = tools.run(
-            ["apt-cache", f"-c={self._root / 'apt.conf'}", "pkgnames"], hint="", deadline=self._deadline
+            ["apt-cache", f"-c={self._root / 'apt.conf'}", "pkgnames"], hint="", deadline=deadline
         ).split()
         near = get_close_matches(name, known, n=3)
         return HostError(
@@ -188,14 +179,18 @@ class Apt:
             hint=f"did you mean {' or '.join(near)}?" if near else "see the recipe's list of packages",
         )
 
-    def _configure(self) -> None:
+    def _configure(self, deadline: Deadline) -> None:
         """Write the root's configuration, sources and empty status."""
         if not _KEYRING.exists():
             raise HostError(f"{_KEYRING} is missing", hint="apt install debian-archive-keyring")
+        for name in ("lists/partial", "archives/partial"):
+            (self._root / name).mkdir(parents=True, exist_ok=True)
         (self._root / "status").touch()
-        options = f"arch={self._arch} signed-by={_KEYRING}" + ("" if self._check_valid_until else " check-valid-until=no")
-        (self._root / "sources.list").write_text(f"deb [{options}] {mirror(self._deadline)} {self._suite} main\n")
-        host = tools.run(["apt-config", "dump"], hint="is apt's configuration broken?", deadline=self._deadline)
+        options = f"arch={self._arch} signed-by={_KEYRING}" + (
+            "" if self._check_valid_until else " check-valid-until=no"
+        )
+        (self._root / "sources.list").write_text(f"deb [{options}] {mirror(deadline)} {self._suite} main\n")
+        host = tools.run(["apt-config", "dump"], hint="is apt's configuration broken?", deadline=deadline)
         (self._root / "apt.conf").write_text(configuration(self._root, self._arch, host.splitlines()))
 
 
@@ -257,7 +252,9 @@ def mirror(deadline: Deadline) -> str:
     chosen = os.environ.get(MIRROR_VARIABLE, "")
     if chosen:
         if re.search(r"[\s\[\]]", chosen) or ":" not in chosen:
-            raise HostError(f"{MIRROR_VARIABLE} is no address: {chosen!r}", hint="write it as in sources.list, no suite")
+            raise HostError(
+                f"{MIRROR_VARIABLE} is no address: {chosen!r}", hint="write it as in sources.list, no suite"
+            )
         return chosen
     hint = "is the host's apt configuration broken?"
     listed = tools.run(

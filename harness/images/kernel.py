@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from harness.deadline import Deadline
 from harness.errors import HostError
+from harness.images.compressed import ZSTD, decompressed
 from harness.images.debs import contents
 
 IMAGE = "vmlinuz"
 CONFIG = "config"
 SYMBOLS = "System.map"
 MODULES = "modules.tar"
+VMLINUX = "vmlinux"
 
 _BOOT = re.compile(r"boot/(?P<kind>vmlinu[xz]|config|System\.map)-(?P<release>[^/]+)")
 _MODULES = re.compile(r"(?:usr/)?lib/modules/(?P<release>[^/]+)/(?:modules\.builtin|.+\.ko(?:\.\w+)?)")
@@ -56,7 +59,26 @@ def unpack_kernel(debs: Sequence[Path], format_: str, workspace: Path, deadline:
             hint="the recipe's packages must make exactly one kernel",
         )
     _check_format(workspace / IMAGE, format_)
+    if format_ == "bzImage":
+        payload = bzimage_payload((workspace / IMAGE).read_bytes())
+        (workspace / VMLINUX).write_bytes(decompressed(payload, "the kernel's payload", workspace, deadline))
+        _check_format(workspace / VMLINUX, "vmlinux")
+        made.add(VMLINUX)
     return sorted(made), releases.pop()
+
+
+def bzimage_payload(image: bytes) -> bytes:
+    """The compressed ELF kernel inside a bzImage.
+
+    QEMU boots an ELF kernel through its PVH entry, and so saves the guest from decompressing it: 0.8 s of 3 s under
+    emulation. See ``setup_sects`` and ``payload_offset`` in Documentation/arch/x86/boot.rst.
+    """
+    sectors = image[0x1F1] or 4
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    start = (sectors + 1) * 512 + offset
+    payload = image[start : start + length]
+    # zstd, unlike the others, does not tolerate the uncompressed size that Linux appends.
+    return payload[:-4] if payload.startswith(ZSTD) else payload
 
 
 def _copy(package: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import lzma
 import re
 import struct
 import tarfile
@@ -13,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
+from harness.deadline import Deadline
 from harness.errors import HostError
+from harness.images.compressed import decompressed
 from harness.images.tree import Tree
 
 DIRECTORY = "usr/lib/harness/modules"
@@ -34,10 +33,13 @@ class Modules:
     """The modules of one kernel, as :mod:`harness.images.kernel` stores them.
 
     :param archive: the uncompressed tar archive with every module file and the list of built-in ones.
+    :param scratch: where files may lie for a moment.
     """
 
-    def __init__(self, archive: Path) -> None:
+    def __init__(self, archive: Path, scratch: Path, deadline: Deadline) -> None:
         self._archive = archive
+        self._scratch = scratch
+        self._deadline = deadline
         self._members: dict[str, tarfile.TarInfo] = {}
         self._builtin: frozenset[str] = frozenset()
         self._loaded: dict[str, bytes] = {}
@@ -63,7 +65,7 @@ class Modules:
         """A module's object file, uncompressed."""
         if name not in self._loaded:
             member = self._members[name]
-            self._loaded[name] = _uncompressed(member.name, self._bytes(member))
+            self._loaded[name] = decompressed(self._bytes(member), member.name, self._scratch, self._deadline)
         return self._loaded[name]
 
     def _visit(self, name: str, order: dict[str, None], chain: tuple[str, ...]) -> None:
@@ -74,7 +76,9 @@ class Modules:
             needed = f", which {chain[-1]} needs" if chain else ""
             raise HostError(
                 f"the kernel has no module {name}{needed}",
-                hint=f"did you mean {' or '.join(near)}?" if near else "is it built into this kernel under another name?",
+                hint=f"did you mean {' or '.join(near)}?"
+                if near
+                else "is it built into this kernel under another name?",
             )
         if name in chain:
             raise HostError(f"kernel modules depend on one another in a circle: {' -> '.join((*chain, name))}")
@@ -91,8 +95,9 @@ class Modules:
 def segment(modules: Modules, early: Sequence[str], available: Sequence[str]) -> Tree:
     """What is appended to an initramfs so that a guest can load modules.
 
-    ``/lib/harness/early`` names the files that the init loads, one path a line, in order. ``modules.dep.json`` maps each
-    other wanted module, and each that it needs, to the list of modules to load for it, dependencies first, itself last.
+    ``/lib/harness/early`` names the files that the init loads, one path a line, in order. ``modules.dep.json`` maps
+    every wanted module, and each that it needs, to the modules to load for it: dependencies first, itself last, and
+    nothing at all for one that is built into the kernel.
 
     :param early: modules that the init loads.
     :param available: modules that are there to be loaded later.
@@ -103,7 +108,7 @@ def segment(modules: Modules, early: Sequence[str], available: Sequence[str]) ->
     for name in every:
         tree.file(f"{DIRECTORY}/{name}.ko", modules.read(name))
     tree.file(EARLY, "".join(f"/{DIRECTORY}/{name}.ko\n" for name in first).encode())
-    chains = {name: modules.closure([name]) for name in every}
+    chains = {name: modules.closure([name]) for name in (*every, *available)}
     tree.file(DEPENDENCIES, json.dumps(chains, sort_keys=True).encode())
     return tree
 
@@ -137,21 +142,3 @@ def _section(elf: bytes, name: bytes) -> bytes:
         if elf[start : elf.index(b"\0", start)] == name:
             return elf[header[4] : header[4] + header[5]]
     return b""
-
-
-def _uncompressed(path: str, data: bytes) -> bytes:
-    """A module file without its compression.
-
-    :raises HostError: it is damaged, or compressed in a way that the standard library does not know.
-    """
-    if path.endswith(".zst"):
-        raise HostError(f"{path} is compressed with zstd", hint="Debian's kernels have xz: is this another vendor's?")
-    try:
-        if path.endswith(".xz"):
-            return lzma.decompress(data)
-        if path.endswith(".gz"):
-            with gzip.open(io.BytesIO(data)) as stream:
-                return stream.read()
-    except (lzma.LZMAError, OSError, EOFError) as error:
-        raise HostError(f"{path} is damaged: {error}", hint="harness images prune, then build again") from error
-    return data

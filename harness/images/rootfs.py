@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,9 @@ def finish(tree: Tree, host_root: Path, arch: Arch, scratch: Path, deadline: Dea
     """Add what packages leave to installation: byte code, busybox's links, the first device nodes, mount points."""
     compile_library(tree, host_root, arch, scratch, deadline)
     applets = tools.run(
-        [host_root / "usr/bin/busybox", "--list-full"], hint="the recipe's packages need busybox-static", deadline=deadline
+        [host_root / "usr/bin/busybox", "--list-full"],
+        hint="the recipe's packages need busybox-static",
+        deadline=deadline,
     )
     for path in applets.split():
         if f"/{path}".endswith("/busybox"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -118,7 +119,7 @@ def _drain(
 
 def _failure(program: str, status: int, err: str, hint: str) -> Exception:
     """The error for a program that failed: a full disk as such, for whoever knows which disk; else a HostError."""
-    if any(os.strerror(code) in err for code in (errno.ENOSPC, errno.EDQUOT)):
+    if re.search(r"No space left on device|Disk quota exceeded|enough free space", err):
         return OSError(errno.ENOSPC, f"{program}: {os.strerror(errno.ENOSPC)}")
     plain = ("".join(char if char.isprintable() else " " for char in line).strip() for line in err.splitlines())
     lines = [line for line in plain if line]

@@ -155,6 +155,7 @@ _REST: Final = (
         regex=re.compile(rb"WARNING: (?P<detail>.+)"),
         title="WARNING: {detail}",
         bare=False,
+        follow=30,
     ),
     _linux(
         name="linux-booting",

@@ -7,7 +7,7 @@ its title may still get better, because the function that crashed is named some 
 closes what is open.
 
 A long flood costs no memory and little time: whole blocks are searched for a handful of literals, and only the lines
-around those are looked at. What is kept is bounded: an unfinished line (64 KiB), the open report (16 KiB), and the
+around those are looked at. What is kept is bounded: an unfinished line (64 KiB), the open report (32 KiB), and the
 finished ones, of which there are at most 100 with 96 KiB of text together. Past that a report keeps its first line, and
 past 100 it is counted only; the whole of it is in the console's log, at ``offset``.
 """
@@ -55,9 +55,10 @@ class Report:
 
 
 @dataclass(slots=True)
-class _Lines:
-    """Lines of text, and what they weigh in memory."""
+class _Text:
+    """Lines that are shown, what they weigh in memory, and how many more of the console's may follow."""
 
+    left: int
     lines: list[str] = field(default_factory=list)
     weight: int = 0
 
@@ -68,14 +69,21 @@ class _Lines:
 
 @dataclass(slots=True)
 class _Open:
-    """A report whose lines are still coming in. ``told`` is its first line's index in the text."""
+    """A report whose lines are still coming in.
+
+    ``told`` is the index in ``text`` of the line that gave it away, ``limit`` the weight at which the text is enough.
+    """
 
     trigger: Trigger
     line: int
     offset: int
-    text: _Lines
+    text: _Text
     told: int
-    left: int
+    limit: int
+
+    @property
+    def complete(self) -> bool:
+        return self.text.left <= 0 or self.text.weight >= self.limit
 
 
 class Scanner:
@@ -100,7 +108,7 @@ class Scanner:
         self._fresh = True  # that byte begins a line
         self._timed = False
         self._open: _Open | None = None
-        self._prelude: _Lines | None = None
+        self._prelude: _Text | None = None
         self._said = {pattern.name for pattern in self._dialect.patterns if pattern.once and booted}
 
     @property
@@ -129,11 +137,14 @@ class Scanner:
         for begin in range(0, len(data), LINE_BYTES):
             searched = len(self._held)
             self._held += data[begin : begin + LINE_BYTES]
+            while len(self._held) >= LINE_BYTES:
+                # A line that is too long is cut every 64 KiB from its own beginning, wherever the data was split, so
+                # that what is found does not depend on that. A signature that lies across a cut is missed.
+                self._scan(self._take(self._held.rfind(b"\n", 0, LINE_BYTES) + 1 or LINE_BYTES), finished)
+                searched = 0
             end = self._held.rfind(b"\n", searched) + 1
             if end:
                 self._scan(self._take(end), finished)
-            while len(self._held) >= LINE_BYTES:
-                self._scan(self._take(LINE_BYTES), finished)
         return finished
 
     def finish(self) -> list[Report]:
@@ -156,11 +167,7 @@ class Scanner:
         return block
 
     def _scan(self, block: bytes, finished: list[Report]) -> None:
-        """Read a block that ends where a line ends, or where a line that is too long is cut.
-
-        A long line is cut every 64 KiB from its own beginning, wherever the blocks end, so that what is found does not
-        depend on how the bytes came in. A signature that lies across such a cut is missed.
-        """
+        """Read a block of whole lines, or the piece of a line that is too long."""
         position = counted = learned = 0
         newlines = self._newlines
         while position < len(block):
@@ -168,15 +175,13 @@ class Scanner:
                 hit = self._dialect.prefilter.search(block, position)
                 if hit is None:
                     break
-                start = max(position, block.rfind(b"\n", position, hit.start()) + 1)
-                position = start + (hit.start() - start) // LINE_BYTES * LINE_BYTES
-            newline = block.find(b"\n", position, position + LINE_BYTES)
-            end = min(position + LINE_BYTES, len(block)) if newline < 0 else newline + 1
+                position = max(position, block.rfind(b"\n", position, hit.start()) + 1)
+            end = block.find(b"\n", position) + 1 or len(block)
             newlines += block.count(b"\n", counted, position)
             counted = position
             self._learn(block, learned, position)
             learned = position
-            fresh = self._fresh if position == 0 else block[position - 1 : position] == b"\n"
+            fresh = position > 0 or self._fresh
             self._read(block[position:end], newlines + 1, self._offset + position, fresh, finished)
             position = end
         self._learn(block, learned, len(block))
@@ -202,7 +207,7 @@ class Scanner:
         elif not self._join(raw, trigger):
             self._close(finished)
             self._begin(raw, trigger, line, offset)
-        if self._open is not None and (self._open.left <= 0 or self._open.text.weight >= REPORT_TEXT_BYTES):
+        if self._open is not None and self._open.complete:
             self._close(finished)
 
     def _again(self, pattern: Pattern) -> bool:
@@ -225,35 +230,38 @@ class Scanner:
 
     def _begin(self, raw: bytes, trigger: Trigger, line: int, offset: int) -> None:
         """Open a report, with the prelude before it if there was one."""
-        text = _Lines()
+        text = _Text(0)
         if self._prelude is not None and trigger.pattern.follow > 1:
-            text = self._prelude
-            self._prelude = None
+            text, self._prelude = self._prelude, None
+        text.left = trigger.pattern.follow
         told = len(text.lines)
+        limit = text.weight + REPORT_TEXT_BYTES
         if not self._full:
             # Behind a program's long unfinished line, show the crash and not the program's words.
             text.add(sanitize_line(raw if trigger.begin < LINE_CHARS // 2 else clean(raw)[trigger.begin :]))
-        self._open = _Open(trigger, line, offset, text, told, trigger.pattern.follow)
+        self._open = _Open(trigger, line, offset, text, told, limit)
 
     def _continue(self, raw: bytes, cleaned: bytes, finished: list[Report]) -> None:
         """Read a line that gives nothing away: a report's next line, its last, or a prelude's."""
         prelude = self._dialect.prelude
         begins = prelude is not None and prelude.search(cleaned) is not None
+        # Linux draws its line before the words that give the crash away; Xen's registers come before or after them.
         if begins and (self._open is None or self.kind is Kind.LINUX):
             self._close(finished)
-            self._prelude = _Lines()
+            self._prelude = _Text(PRELUDE_LINES)
         if self._open is not None:
             self._add(self._open, raw)
             if self._open.trigger.pattern.end.search(cleaned) is not None:
                 self._close(finished)
         elif self._prelude is not None:
-            if self._is_own(cleaned):
-                self._prelude.add(sanitize_line(raw))
-            if len(self._prelude.lines) > PRELUDE_LINES or self._prelude.weight >= REPORT_TEXT_BYTES:
+            self._prelude.left -= 1
+            if self._prelude.left < 0:
                 self._prelude = None
+            elif self._is_own(cleaned) and self._prelude.weight < REPORT_TEXT_BYTES:
+                self._prelude.add(sanitize_line(raw))
 
     def _add(self, report: _Open, raw: bytes) -> None:
-        report.left -= 1
+        report.text.left -= 1
         if not self._full and self._is_own(raw):
             report.text.add(sanitize_line(raw))
 

@@ -16,7 +16,7 @@ _VOLATILE: Final = (
     (re.compile(r"\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?(?: \[\w+\])?"), ""),
     (re.compile(r"\b0x[0-9a-f]+\b|\b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b"), "ADDR"),
     (re.compile(r"\b(?:CPU|cpu) ?#?\d+"), "CPU"),
-    (re.compile(r"(?<![\w.-])\d+(?:[.:/]\d+)*(?!\w)|(?<=[:/])\d+(?!\w)"), "N"),
+    (re.compile(r"(?<![\w.])(?<!\w-)\d+(?:[.:/]\d+)*(?!\w)|(?<=[:/])\d+(?!\w)"), "N"),
 )
 _DANGLING: Final = re.compile(r"(?: (?:in|at|of)|[:,])+$")
 

@@ -7,7 +7,7 @@ pair of parentheses: what is left is as deep as the expression looks, and can be
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from celpy.celparser import CELParser
@@ -37,8 +37,6 @@ _HINTS: Mapping[str, str] = {
     "or": "write || for or",
     "not": "write ! for not",
     "is": "write == to compare",
-    "'": "the quote that opens here is never closed",
-    '"': "the quote that opens here is never closed",
 }
 
 
@@ -60,7 +58,7 @@ def _parser() -> Lark:
     return CELParser.CEL_PARSER
 
 
-@cache
+@lru_cache(maxsize=1000)
 def parse(text: str) -> Node:
     """The syntax tree of an expression.
 
@@ -115,6 +113,8 @@ def _syntax_error(text: str, error: UnexpectedInput) -> CelSyntaxError:
     found = text[position] if token is None else str(token)
     column = position - text.rfind("\n", 0, position)
     where = f"line {text.count(chr(10), 0, position) + 1}, column {column}" if "\n" in text else f"column {column}"
+    if found in ("'", '"'):
+        return CelSyntaxError(f"syntax error: the quote at {where} of the expression is never closed", "close it")
     return CelSyntaxError(f"syntax error at {where} of the expression: unexpected {quoted(found)}", _HINTS.get(found))
 
 

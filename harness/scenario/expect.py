@@ -55,6 +55,11 @@ class Expectation:
         """The dotted paths of evidence that the expression reads: ``kicks.completed``, ``stats.counters.pgfault``."""
         return frozenset(map(dotted, self._reads))
 
+    @property
+    def roots(self) -> frozenset[str]:
+        """The names of evidence that the expression reads: ``kicks``, ``stats``."""
+        return frozenset(str(path[0]) for path in self._reads)
+
     def check(self, evidence_models: Mapping[str, type[BaseModel]]) -> list[tuple[str, str | None]]:
         """Everything that is wrong with the expression, as messages with their hints.
 
@@ -72,13 +77,12 @@ class Expectation:
         :param evidence: what steps left, by their names: JSON-like values.
         """
         values = {dotted(path): _abbreviated(_look_up(evidence, path)) for path in self._reads}
-        roots = {str(path[0]) for path in self._reads}
         error: str | None = None
         value: Any = None
         try:
-            for name in sorted(roots - set(evidence)):
+            for name in sorted(self.roots - set(evidence)):
                 raise CelError(f"no step left evidence under the name {name}")
-            value = evaluate(parse(self.text), {name: evidence[name] for name in roots})
+            value = evaluate(parse(self.text), {name: evidence[name] for name in self.roots})
             if not isinstance(value, bool):
                 error = "the expression is neither true nor false"
         except (CelError, CelSyntaxError) as reason:

@@ -20,6 +20,8 @@ from harness.scenario.expect import Expectation
 from harness.validate import fault, shown
 
 MAX_COMBINATIONS = 100
+IDENTIFIER = "[a-z][a-z0-9_]{0,63}"
+"""What evidence and matrix axes can be called, as a regular expression."""
 
 # https://github.com/google/cel-spec/blob/master/doc/langdef.md#syntax: neither an identifier nor a field.
 _CEL_RESERVED = frozenset(
@@ -32,6 +34,12 @@ def _not_reserved(name: str) -> str:
     if name in _CEL_RESERVED:
         raise fault(f"{shown(name)} is a reserved word of CEL", "choose another name")
     return name
+
+
+def _one_line(text: Any) -> Any:
+    if isinstance(text, str) and not text.isprintable():
+        raise fault(f"must be one line without control characters, got {shown(text)}")
+    return text
 
 
 def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -75,8 +83,12 @@ def _one_pair(what: str) -> BeforeValidator:
 
 Scalar = bool | int | float | str
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$"), AfterValidator(_not_reserved)]
-Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")]
+Identifier = Annotated[str, Field(pattern=f"^{IDENTIFIER}$"), AfterValidator(_not_reserved)]
+Line = Annotated[
+    str,
+    Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"),
+    BeforeValidator(_one_line),
+]
 Printable = Annotated[str, Field(max_length=256, pattern=r"^[ -~]*$")]
 Setting = bool | int | Printable
 KernelArg = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9_.]+(=[A-Za-z0-9_.,:@/+-]*)?$")]
@@ -123,9 +135,9 @@ class ModuleSpec(FileModel):
     """Module parameters, as modprobe takes them."""
 
 
-LoadEntry = Annotated[dict[Name, Name | ModuleSpec], _one_pair("LAYER: MODULE"), Field(min_length=1, max_length=1)]
+LoadEntry = Annotated[dict[Name, Name | ModuleSpec], Field(min_length=1, max_length=1), _one_pair("LAYER: MODULE")]
 DriveEntry = Annotated[
-    dict[str, dict[str, Any] | None], _one_pair("VERB: {PARAMETERS}"), Field(min_length=1, max_length=1)
+    dict[str, dict[str, Any] | None], Field(min_length=1, max_length=1), _one_pair("VERB: {PARAMETERS}")
 ]
 
 
@@ -178,19 +190,21 @@ class ScenarioFile(FileModel):
     """The feature whose code is under test."""
     description: str | None = None
     """What the title has no room for."""
-    tags: Annotated[tuple[Name, ...], AfterValidator(_distinct)] = ()
+    tags: Annotated[tuple[Name, ...], Field(max_length=32), AfterValidator(_distinct)] = ()
     """Words to select scenarios by."""
     boot: Boot
     """The machine and what it carries."""
-    load: tuple[LoadEntry, ...] = ()
+    load: Annotated[tuple[LoadEntry, ...], Field(max_length=64)] = ()
     """Modules to load, in order, each as LAYER: MODULE."""
-    drive: Annotated[tuple[DriveEntry, ...], Field(min_length=1)]
+    drive: Annotated[tuple[DriveEntry, ...], Field(min_length=1, max_length=500)]
     """Steps, in order, each as VERB: {as: name, parameters}."""
-    assertions: Annotated[tuple[str, ...], Field(min_length=1, alias="assert"), AfterValidator(_distinct)]
+    assertions: Annotated[
+        tuple[str, ...], Field(min_length=1, max_length=200, alias="assert"), AfterValidator(_distinct)
+    ]
     """CEL expressions over the evidence that steps leave under their names; every one must hold."""
-    allow_crash: tuple[AllowedCrash, ...] = ()
+    allow_crash: Annotated[tuple[AllowedCrash, ...], Field(max_length=32)] = ()
     """Crashes that are no failure."""
-    known_failure: tuple[KnownFailure, ...] = ()
+    known_failure: Annotated[tuple[KnownFailure, ...], Field(max_length=100)] = ()
     """What is expected to fail."""
     matrix: Matrix | None = None
     """Axes whose combinations make several scenarios of this file."""

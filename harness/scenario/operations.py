@@ -140,6 +140,8 @@ def regular_expression(pattern: str) -> Any:
 
 def no_overload(name: str, kinds: Kinds) -> str:
     """What to say of an operation that does not exist for some types."""
+    if "_" not in name:
+        return f"{name}() is not for {' and '.join(kinds)}"
     return f"no operation {name.replace('_', ' ').strip()} for {' and '.join(kinds)}"
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from harness.scenario.cel import MACROS, Node, literal_key, macro_of, paths
 from harness.scenario.evidence_types import DYN, Type, Types, fields_of, kinds, types_of, union
 from harness.scenario.operations import OPERATIONS, CelError, no_overload, regular_expression
-from harness.strict_yaml import quoted
+from harness.strict_yaml import MAX_QUOTED, quoted
 from harness.validate import did_you_mean, one_of
 
 FUNCTIONS = frozenset({"double", "dyn", "has", "int", "size", "string"})
@@ -94,9 +94,11 @@ class _Checker:
         return handlers.get(node.data, self._operation)(node, scope)
 
     def _source(self, node: Any) -> str:
-        """The text of a part of the expression."""
+        """The text of a part of the expression, on one line and not too long."""
         start, end = getattr(node.meta, "start_pos", None), getattr(node.meta, "end_pos", None)
-        return quoted(self._text if start is None else self._text[start:end])
+        text = " ".join((self._text if start is None else self._text[start:end]).split())
+        short = text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 3]}..."
+        return "".join(character if character.isprintable() else "?" for character in short)
 
     def _operation(self, node: Any, scope: Mapping[str, Types]) -> Types:
         if node.data == "member_object":
@@ -118,7 +120,7 @@ class _Checker:
             [{"double"}, {"int"}],
         )
         hint = "convert one side with int(...) or double(...)" if numbers else None
-        return self.fault(f"{no_overload(name, tuple(map(kinds, arguments)))} in {self._source(node)}", hint)
+        return self.fault(f"{no_overload(name, tuple(map(kinds, arguments)))}: {self._source(node)}", hint)
 
     def _choice(self, node: Any, scope: Mapping[str, Types]) -> Types:
         condition, *branches = (self.types(child, scope) for child in node.children)
@@ -237,7 +239,7 @@ class _Checker:
             return self.fault(message, f"write list.{name}(x, ...)")
         elements = union(_elements(found) for found in base)
         if not elements:
-            return self.fault(f"{name}() is for lists and maps, got {kinds(base)} in {self._source(node)}")
+            return self.fault(f"{name}() is for lists and maps, got {kinds(base)}: {self._source(node)}")
         _, variable, body = macro
         found = self.types(body, {**scope, variable: elements})
         if name == "map":

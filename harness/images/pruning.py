@@ -1,0 +1,95 @@
+"""Removing from the store what nobody uses."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.images.locks import held, held_if_free
+
+_DAY_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Something that could go: a manifest, a package, or one apt root.
+
+    :param lock: must be free.
+    :param used: when it was used last, in seconds since the epoch.
+    :param size: in bytes; for a manifest, that of its objects.
+    """
+
+    path: Path
+    lock: Path
+    used: float
+    size: int
+
+
+def prune(root: Path, *, keep_days: float | None, max_bytes: int | None) -> int:
+    """Remove what is older than ``keep_days`` days, then the longest unused until ``max_bytes`` are left.
+
+    :return: how many bytes are freed.
+    """
+    before = _size(root)
+    left = before
+    for candidate in sorted(_candidates(root), key=lambda item: item.used):
+        old = keep_days is not None and time.time() - candidate.used > keep_days * _DAY_S
+        if old or (max_bytes is not None and left > max_bytes):
+            with held_if_free(candidate.lock) as free:
+                if free and _remove(candidate.path):
+                    left -= candidate.size
+    with held(root / "commit.lock", Deadline.after(60, "the store's lock")):
+        named = {sha256 for path in (root / "entries").glob("*.json") for sha256 in _objects_of(path)}
+        for path in (root / "objects").iterdir():
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+    return max(0, before - _size(root))
+
+
+def _candidates(root: Path) -> Iterator[_Candidate]:
+    for path in (root / "entries").glob("*.json"):
+        size = sum(_size(root / "objects" / sha256) for sha256 in _objects_of(path))
+        yield _Candidate(path, root / "locks" / f"{path.stem}.lock", path.stat().st_mtime, size)
+    for path in (root / "debs").glob("*.deb"):
+        yield _Candidate(path, root / "debs" / ".lock", path.stat().st_mtime, path.stat().st_size)
+    for path in (root / "apt").glob("*.lock"):
+        directory = path.with_suffix("")
+        if directory.is_dir():
+            yield _Candidate(directory, path, directory.stat().st_mtime, _size(directory))
+
+
+def _remove(path: Path) -> bool:
+    """Remove a candidate unless a process uses it; tells whether it is gone."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return True
+    with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as stream:
+        # Whoever uses an entry holds a shared lock on its manifest: see Store.
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+        return True
+    return False
+
+
+def _objects_of(manifest: Path) -> list[str]:
+    """The objects that a manifest names; one that is damaged names none, and is worth nothing."""
+    try:
+        return [str(file["sha256"]) for file in json.loads(manifest.read_bytes())["files"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file, or of all files below a directory; what goes away meanwhile counts nothing."""
+    total = 0
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total

@@ -1,0 +1,180 @@
+"""How images are made: the recipes in ``images/``, read strictly and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from harness.errors import HostError
+from harness.images.arch import Arch
+from harness.strict_yaml import read
+from harness.validate import did_you_mean, fault, validate
+
+ROOT_VARIABLE = "HARNESS_IMAGES"
+Kind = Literal["kernels", "rootfs", "modules"]
+KernelFormat = Literal["bzImage", "Image", "vmlinux"]
+R = TypeVar("R", bound=BaseModel)
+
+
+def _inside(path: str) -> str:
+    """Refuse a path that leads out of the image."""
+    if {".", ".."} & set(PurePosixPath(path).parts):
+        raise fault(f"a path must not contain . or .., got {path}")
+    return path
+
+
+Suite = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)]
+PackageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$", max_length=128)]
+Glob = Annotated[str, Field(pattern=r"^[\w/*?.+\[\]!-]+$", max_length=256)]
+TargetPath = Annotated[str, Field(pattern=r"^[\w.+-]+(/[\w.+-]+)*$", max_length=256), AfterValidator(_inside)]
+FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+Permissions = Annotated[str, Field(pattern=r"^0[0-7]{3}$")]
+
+
+class _Recipe(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FromSuite(_Recipe):
+    """What is made of a Debian suite's packages.
+
+    ``check_valid_until`` is false for a frozen mirror of a suite whose index carries an expiry date.
+    """
+
+    suite: Suite
+    check_valid_until: bool = True
+
+
+class KernelPackages(_Recipe):
+    """The packages of one architecture's kernel, and what kind of image they must hold."""
+
+    packages: tuple[PackageName, ...] = Field(min_length=1)
+    format: KernelFormat
+
+
+class KernelRecipe(FromSuite):
+    """A kernel out of Debian packages.
+
+    ``unpack`` says, by shell patterns, which packages of the closure hold the kernel; the rest is what would install
+    it, and is not even fetched.
+    """
+
+    architectures: dict[Arch, KernelPackages] = Field(min_length=1)
+    unpack: tuple[Glob, ...] = ("linux-image-*", "linux-binary-*", "linux-modules-*")
+
+    def packages(self, arch: Arch, name: str) -> KernelPackages:
+        """One architecture's packages.
+
+        :param name: the recipe's name, for the error.
+        :raises HostError: the recipe has none for it.
+        """
+        if arch not in self.architectures:
+            raise HostError(
+                f"kernel {name} is not made for {arch}", hint=f"it is for {', '.join(sorted(self.architectures))}"
+            )
+        return self.architectures[arch]
+
+
+class FileRecipe(_Recipe):
+    """A file of the harness's own, from ``rootfs/files/``; the mode is octal, in quotes."""
+
+    source: FileName
+    mode: Permissions = "0644"
+
+
+class RootfsRecipe(FromSuite):
+    """A root file system out of Debian packages, packed as an initramfs.
+
+    ``exclude`` has shell patterns of packages in the closure that are left out, ``trim`` of paths in the rest (``*``
+    also matches ``/``), ``files`` what is put in afterwards, by path.
+    """
+
+    packages: tuple[PackageName, ...] = Field(min_length=1)
+    exclude: tuple[Glob, ...] = ()
+    trim: tuple[Glob, ...] = ()
+    files: dict[TargetPath, FileRecipe] = {}
+
+
+class ModuleRecipe(_Recipe):
+    """A kernel module that a scenario can load, by the file's name.
+
+    ``source: kernel`` takes it from the package of the kernel that is booted.
+    """
+
+    source: Literal["kernel"]
+
+
+class Recipes:
+    """The recipes below a directory.
+
+    :param root: the directory; by default what :data:`ROOT_VARIABLE` names, else the one that belongs to this package.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or _default_root()
+
+    def names(self, kind: Kind) -> list[str]:
+        """The names of the recipes of a kind."""
+        return sorted(path.stem for path in (self.root / kind).glob("*.yaml"))
+
+    def kernel(self, name: str) -> KernelRecipe:
+        """A kernel's recipe.
+
+        :raises HostError: there is none of that name.
+        :raises ScenarioError: it is wrong.
+        """
+        return self._read("kernels", name, KernelRecipe)
+
+    def rootfs(self, name: str) -> RootfsRecipe:
+        """A root file system's recipe; raises as :meth:`kernel`."""
+        return self._read("rootfs", name, RootfsRecipe)
+
+    def module(self, name: str) -> ModuleRecipe:
+        """A module's recipe; raises as :meth:`kernel`."""
+        return self._read("modules", name, ModuleRecipe)
+
+    def file(self, file: FileRecipe) -> bytes:
+        """The contents of one of ``rootfs/files/``.
+
+        :raises HostError: there is no such file.
+        """
+        path = self.root / "rootfs" / "files" / file.source
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise HostError(
+                f"cannot read {path}: {error.strerror}",
+                hint=did_you_mean(file.source, (other.name for other in path.parent.glob("*"))),
+            ) from error
+
+    def _read(self, kind: Kind, name: str, model: type[R]) -> R:
+        known = self.names(kind)
+        if name not in known:
+            raise HostError(
+                f"there is no recipe {name!r} in {self.root / kind}",
+                hint=did_you_mean(name, known) or f"known are: {', '.join(known) or 'none'}",
+            )
+        return validate(model, read(self.root / kind / f"{name}.yaml"))
+
+
+def kernel_inputs(recipe: KernelRecipe, packages: KernelPackages) -> dict[str, Any]:
+    """What makes one architecture's kernel the one it is: everything in the recipe but the other architectures."""
+    return {**recipe.model_dump(mode="json", exclude={"architectures"}), **packages.model_dump(mode="json")}
+
+
+def rootfs_inputs(recipe: RootfsRecipe, recipes: Recipes) -> dict[str, Any]:
+    """What makes a root file system the one it is: the recipe, and the contents of the files that it names."""
+    contents = {path: hashlib.sha256(recipes.file(file)).hexdigest() for path, file in recipe.files.items()}
+    return {**recipe.model_dump(mode="json"), "contents": contents}
+
+
+def _default_root() -> Path:
+    if chosen := os.environ.get(ROOT_VARIABLE):
+        return Path(chosen)
+    package = Path(__file__).parents[1]
+    installed = package / "_images"
+    return installed if installed.is_dir() else package.parent / "images"
