@@ -174,7 +174,7 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         try:
-            safe = plain(text) == text
+            safe = plain(text) == text and text.isprintable()
         except AmbiguousError:
             safe = False
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if safe else '"')

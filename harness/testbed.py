@@ -135,7 +135,7 @@ class Testbed:
         self._machine = self._stack.enter_context(
             Machine(
                 plan,
-                BootFiles(kernel.vmlinuz, tuple(segments)),
+                BootFiles(kernel.image, tuple(segments)),
                 self.accelerator,
                 results=self.results,
                 scratch=self.scratch,

@@ -110,7 +110,7 @@ class Workspace:
         plan = Plan(profile, profile.kernels[0], profile.memory_mib, profile.vcpus)
         accelerator = Accelerator("kvm", "being proved")
         with TemporaryDirectory(prefix="harness-kvm-") as results, scratch_directory() as scratch:
-            files = BootFiles(kernel.vmlinuz, segments)
+            files = BootFiles(kernel.image, segments)
             with Machine(plan, files, accelerator, results=Path(results), scratch=scratch) as machine:
                 machine.boot()
 

@@ -24,12 +24,16 @@ def _prefix() -> str:
     return f"harness-{os.getuid()}-"
 
 
+def leftovers() -> list[Path]:
+    """This user's directories of this kind, in use or not."""
+    paths = Path(tempfile.gettempdir()).glob(f"{_prefix()}*")
+    return [path for path in paths if not path.is_symlink() and path.is_dir() and path.stat().st_uid == os.getuid()]
+
+
 def sweep() -> list[Path]:
     """Remove what killed runs left behind, and give what was removed."""
     removed = []
-    for path in Path(tempfile.gettempdir()).glob(f"{_prefix()}*"):
-        if path.is_symlink() or not path.is_dir() or path.stat().st_uid != os.getuid():
-            continue
+    for path in leftovers():
         lock = FileLock(path / _LOCK)
         try:
             with lock.acquire(timeout=0):
