@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +15,13 @@ pytest_plugins = ["pytester"]
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """No test leaves a machine's directory on this host."""
-    before = set(leftovers())
-    yield
-    assert set(leftovers()) <= before
-
-
-@pytest.fixture
-def scenarios() -> Path:
-    """The repository's own scenarios."""
-    return Path(__file__).parent / "scenarios"
+def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test has a temporary directory of its own, with a short path for Unix sockets, and leaves no machine in it."""
+    directory = Path(tempfile.mkdtemp(prefix="ht-"))
+    monkeypatch.setenv("TMPDIR", str(directory))
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    try:
+        yield
+        assert not leftovers()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

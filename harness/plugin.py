@@ -24,7 +24,7 @@ from harness.result import ScenarioResult, Verdict, write_json
 from harness.runner import Runner, Settings
 from harness.scenario.load import load_file
 from harness.scenario.model import Scenario
-from harness.workspace import Workspace
+from harness.workspace import Workspace, scenario_root
 
 _SESSION: pytest.StashKey[HarnessSession] = pytest.StashKey()
 _LOOKS_LIKE_SCENARIO = re.compile(r"^scenario:", re.MULTILINE)
@@ -118,7 +118,7 @@ class ScenarioFile(pytest.File):
     def collect(self) -> Iterable[ScenarioItem]:
         """Load the file."""
         workspace = self.config.stash[_SESSION].workspace
-        for scenario in load_file(self.path, workspace.catalogue, root=self.config.rootpath):
+        for scenario in load_file(self.path, workspace.catalogue, root=scenario_root(self.path)):
             name = Path(scenario.id).name
             item: ScenarioItem = ScenarioItem.from_parent(self, name=name, scenario=scenario)
             for tag in {*scenario.tags, scenario.feature}:
@@ -126,11 +126,11 @@ class ScenarioFile(pytest.File):
                 item.add_marker(tag)
             yield item
 
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
         """A wrong file is told by its problems, not by a traceback."""
         if isinstance(excinfo.value, ScenarioError):
             return str(excinfo.value)
-        return super().repr_failure(excinfo, style)
+        return super().repr_failure(excinfo)
 
 
 class ScenarioItem(pytest.Item):

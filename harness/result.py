@@ -84,7 +84,6 @@ class UnderTest:
     component: str
     source: str
     sha256: str
-    replaced_sha256: str | None
 
 
 @dataclass(slots=True)

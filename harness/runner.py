@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ class Runner:
         return result
 
     def _attempt(self, scenario: Scenario, suffix: str) -> ScenarioResult:
-        directory = self._settings.results / (scenario.id.replace("/", "-") + suffix)
+        directory = _free_directory(self._settings.results, scenario.id.replace("/", "-") + suffix)
         result = ScenarioResult(
             id=scenario.id,
             title=scenario.title,
@@ -99,6 +100,12 @@ class Runner:
             return result
         _Run(scenario, result, self._settings, self._observer).go()
         return result
+
+
+def _free_directory(parent: Path, name: str) -> Path:
+    """A name that no earlier run has used: nothing is overwritten."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in (parent / name for name in names) if not path.exists())
 
 
 class _Run:
@@ -159,7 +166,7 @@ class _Run:
         with self._phase("build"):
             testbed.prepare()
             self._result.under_test = [
-                UnderTest(item.component, str(item.source), item.sha256, None) for item in testbed.overrides.values()
+                UnderTest(item.component, str(item.source), item.sha256) for item in testbed.overrides.values()
             ]
         with self._phase("boot"):
             testbed.boot()

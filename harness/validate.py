@@ -162,7 +162,8 @@ def _finding(error: ErrorDetails, model: type[BaseModel], whole: Any, also: Sequ
     if absent:
         return found("missing key" if isinstance(path[-1], str) else "missing item")
     if kind == "extra_forbidden":
-        known = [*also, *(name for schema in _schemas_at(model, path[:-1]) for name in schema.get("properties", ()))]
+        owners = _meant(_schemas_at(model, path[:-1]), _look_up(whole, path[:-1]))
+        known = [*also, *(name for schema in owners for name in schema.get("properties", ()))]
         return found(f"unknown key, expected {one_of(known)}", did_you_mean(str(path[-1]), known), at_key=True)
     if rule:
         return found(str(context.get("message", context.get("error"))), context.get("hint"))
@@ -261,6 +262,26 @@ def _children(schema: Schema, step: str | int) -> Iterator[Schema]:
     return (candidate for candidate in candidates if isinstance(candidate, dict))
 
 
+def _meant(schemas: Sequence[Schema], value: Mapping[str, Any]) -> Sequence[Schema]:
+    """Those schemas of a mapping whose constants, such as ``kind: disk``, are the ones that ``value`` has."""
+    agreeing = [
+        schema
+        for schema in schemas
+        if all(
+            value.get(name) in _options([part])
+            for name, part in schema.get("properties", {}).items()
+            if "const" in part
+        )
+    ]
+    return agreeing or schemas
+
+
+def _look_up(value: Any, path: KeyPath) -> Any:
+    for step in path:
+        value = value[step]
+    return value
+
+
 def _options(schemas: Iterable[Schema]) -> list[Any]:
     return [
         option for schema in schemas for option in schema.get("enum", [schema["const"]] if "const" in schema else [])
@@ -323,7 +344,7 @@ def _count(low: int | None, high: int | None, unit: str) -> str | None:
 
 def _got(schemas: Sequence[Schema], value: Any) -> str:
     """What was found, to stand after ``got``: its kind where the kind is wrong, else what the limit is about."""
-    if not any(_fits(schema, value) for schema in schemas):
+    if not any(_fits(schema, value) for schema in schemas) and type(value) not in map(type, _options(schemas)):
         return described(value)
     if isinstance(value, dict | list):
         return str(len(value))

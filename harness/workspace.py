@@ -22,6 +22,14 @@ from harness.scenario.model import Catalogue, Scenario
 from harness.steps.base import Verb, find_features, find_verbs
 
 
+def scenario_root(path: Path) -> Path:
+    """The directory that a scenario file, and what it links to, must lie in: this one, or its own if it is elsewhere."""
+    here = Path.cwd()
+    if path.resolve().is_relative_to(here):
+        return here
+    return path if path.is_dir() else path.parent
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Everything that does not depend on which scenarios run. Built lazily: ``check`` needs no store."""
@@ -65,7 +73,13 @@ class Workspace:
 
     def load(self, paths: Iterable[Path]) -> tuple[list[Scenario], list[Problem]]:
         """All scenarios of files and directories, and everything that is wrong with them."""
-        return load_paths(list(paths), self.catalogue, Path.cwd())
+        scenarios: list[Scenario] = []
+        problems: list[Problem] = []
+        for path in paths:
+            found, wrong = load_paths([path], self.catalogue, scenario_root(path))
+            scenarios += found
+            problems += wrong
+        return scenarios, problems
 
     def prepare(self, scenarios: Iterable[Scenario]) -> None:
         """Have every image that the scenarios boot, building what is missing."""

@@ -116,7 +116,7 @@ def test_refuses_what_yaml_readers_disagree_about(word: str) -> None:
         ("1: a", "keys must be strings, got 1", 1, 1),
         ("true: a", "keys must be strings, got true", 1, 1),
         ("~: a", "keys must be strings, got ~", 1, 1),
-        (": a", "keys must be strings, got nothing", 1, 1),
+        ("{: a}", "keys must be strings, got nothing", 1, 2),
         ("? [a]\n: b", "keys must be strings, got a list, mapping or alias", 1, 3),
         ("{a: 1}: b", "keys must be strings, got a list, mapping or alias", 1, 1),
         ("a: 1\n---\nb: 2", "only one document is allowed in a file", 2, 1),

@@ -1,0 +1,87 @@
+"""The summary's exit status, the line of counts, and what a person sees of a failure."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.report import summary
+from harness.result import Crash, FailedAssertion, ScenarioResult, Verdict
+
+
+def result(verdict: Verdict, **changes: Any) -> dict[str, Any]:
+    outcome = ScenarioResult(
+        id=f"balloon/{verdict}", title="t", feature="balloon", tags=("gate",), matrix={}, results=Path("/results/x")
+    )
+    outcome.verdict = verdict
+    for name, value in changes.items():
+        setattr(outcome, name, value)
+    return outcome.to_json()
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "status"),
+    [
+        ([Verdict.PASS, Verdict.PASS], 0),
+        ([Verdict.PASS, Verdict.SKIP], 0),
+        ([Verdict.PASS, Verdict.FAIL], 1),
+        ([Verdict.ERROR, Verdict.FAIL], 1),
+        ([Verdict.PASS, Verdict.ERROR], 2),
+        ([Verdict.SKIP], 3),
+        ([], 3),
+    ],
+)
+def test_exit_status(verdicts: list[Verdict], status: int) -> None:
+    assert summary.exit_status([result(verdict) for verdict in verdicts]) == status
+
+
+def test_summary_has_the_keys_that_others_read() -> None:
+    whole = summary.make_summary([result(Verdict.PASS, accel={"used": "tcg", "why": "no KVM"})])
+    assert whole["schema"] == 1
+    assert whole["accel"] == {"used": "tcg", "why": "no KVM"}
+    assert set(whole["scenarios"][0]) >= {
+        "id",
+        "feature",
+        "tags",
+        "verdict",
+        "reason",
+        "failed_assertions",
+        "crashes",
+        "under_test",
+        "start",
+        "seconds",
+        "evidence",
+        "results",
+    }
+    phases = {"build", "boot", "first_command", "load", "drive", "assert", "teardown", "total"}
+    assert set(whole["scenarios"][0]["seconds"]) == phases
+
+
+def test_kvm_outweighs_tcg_in_the_run_as_a_whole() -> None:
+    scenarios = [result(Verdict.PASS, accel={"used": name, "why": name}) for name in ("tcg", "kvm")]
+    assert summary.overall_accel(scenarios)["used"] == "kvm"
+
+
+def test_a_failure_shows_every_value_and_the_crash() -> None:
+    out = io.StringIO()
+    failed = result(
+        Verdict.FAIL,
+        reason="1 of 2 assertions failed",
+        failed_assertions=[FailedAssertion("up.pages == 5", {"up.pages": 4})],
+        crashes=[Crash("guest", "WARNING in [f]", "warning")],
+    )
+    summary.print_failures(Console(file=out, width=160), [failed])
+    text = out.getvalue()
+    assert "does not hold: up.pages == 5" in text
+    assert "up.pages = 4" in text
+    assert "crash on guest: WARNING in [f]" in text
+    assert "/results/x/repro.sh" in text
+
+
+def test_counts() -> None:
+    line = summary.verdict_line([result(verdict) for verdict in (Verdict.PASS, Verdict.PASS, Verdict.ERROR)])
+    assert line == "2 passed, 0 failed, 1 errors"
