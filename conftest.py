@@ -16,7 +16,7 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test has a temporary directory of its own, with a short path for Unix sockets, and leaves no machine in it."""
+    """Each test has a temporary directory of its own, short enough for Unix sockets, and leaves no machine in it."""
     directory = Path(tempfile.mkdtemp(prefix="ht-"))
     monkeypatch.setenv("TMPDIR", str(directory))
     monkeypatch.setattr(tempfile, "tempdir", str(directory))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, ParamSpec
 
 import pytest
 import typer
@@ -18,12 +20,14 @@ from rich.filesize import decimal
 
 from harness.doctor import State, diagnose, print_findings
 from harness.errors import HarnessError, Problem, UsageError
+from harness.interrupts import unwind_on_signals
 from harness.plugin import Front
 from harness.progress import PlainProgress, RichProgress, SilentProgress
 from harness.progress import Progress as BuildProgress
 from harness.report import summary
 from harness.report.progress import for_console
 from harness.report.store import print_store
+from harness.result import ScenarioResult, write_json
 from harness.scenario.model import Scenario
 from harness.scenario.schema import json_schema
 from harness.shell import open_shell
@@ -34,6 +38,9 @@ images_app = typer.Typer(no_args_is_help=True, help="The store of images.")
 app.add_typer(images_app, name="images")
 
 SCENARIOS = Path("scenarios")
+
+
+P = ParamSpec("P")
 
 
 class Accel(StrEnum):
@@ -80,6 +87,22 @@ def _fail(console: Console, error: HarnessError, status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
+def _interruptible(command: Callable[P, None]) -> Callable[P, None]:
+    """A command that Ctrl-C or SIGTERM ends in order: what runs is undone, and the exit status blames no product."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        unwind_on_signals()
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            by = f" by {error}" if str(error) else ""
+            Console(stderr=True).print(f"interrupted{by}", style="bold red", highlight=False)
+            raise typer.Exit(summary.ERRORED) from None
+
+    return wrapped
+
+
 def _load(console: Console, workspace: Workspace, paths: list[Path] | None) -> list[Scenario]:
     """The scenarios, or the end: nothing runs while any file is wrong."""
     for path in paths or []:
@@ -99,6 +122,7 @@ def _print_problems(console: Console, problems: list[Problem]) -> None:
 
 
 @app.command()
+@_interruptible
 def run(
     paths: Paths = None,
     keyword: Annotated[str | None, typer.Option("-k", help="Only scenarios whose id matches.")] = None,
@@ -126,11 +150,13 @@ def run(
     except UsageError as error:
         _fail(console, error, summary.USAGE)
     except HarnessError as error:
+        if json_file is not None:
+            _write_unprepared(json_file, scenarios, results or Path("results"), error)
         _fail(console, error, summary.ERRORED)
     arguments = [str(path) for path in paths or [SCENARIOS]]
     # The project around the scenarios may have pytest settings and a conftest of its own: they are not for these.
     arguments += ["-c", os.devnull, "--rootdir", str(Path.cwd()), "--noconftest", "--assert=plain"]
-    arguments += ["-s", "-p", "no:cacheprovider", "--accel", accel.value, "--keep", keep.value]
+    arguments += ["-s", "-p", "no:cacheprovider", "-p", "no:tmpdir", "--accel", accel.value, "--keep", keep.value]
     for option, value in (
         ("-k", keyword),
         ("--results", results),
@@ -147,10 +173,21 @@ def run(
         arguments.append("-x")
     if jobs > 1:
         arguments += ["-n", str(jobs)]
-    raise typer.Exit(_run_pytest(console, workspace, arguments, wanted=len(scenarios)))
+    raise typer.Exit(_run_pytest(console, workspace, arguments))
 
 
-def _run_pytest(console: Console, workspace: Workspace, arguments: list[str], *, wanted: int) -> int:
+def _write_unprepared(target: Path, scenarios: list[Scenario], results: Path, error: HarnessError) -> None:
+    """The summary of a run that had no images to boot: an ERROR for each scenario."""
+    reason = f"the images cannot be prepared: {error.explain()}"
+    refused = [
+        ScenarioResult(item.id, item.title, item.feature, item.tags, item.matrix, results, reason=reason)
+        for item in scenarios
+    ]
+    with suppress(OSError):  # a full disk is what is being told
+        write_json(target.absolute(), summary.make_summary([item.to_json() for item in refused]))
+
+
+def _run_pytest(console: Console, workspace: Workspace, arguments: list[str]) -> int:
     """Let pytest run the scenarios, then say what became of them."""
     progress = for_console(console)
     front = Front(workspace, progress)
@@ -166,9 +203,9 @@ def _run_pytest(console: Console, workspace: Workspace, arguments: list[str], *,
         accel = summary.overall_accel(finished)
         console.print(f"\naccelerator: {accel['used']} ({accel['why']})", markup=False, highlight=False, soft_wrap=True)
     console.print(f"results: {front.results}", markup=False, highlight=False, soft_wrap=True)
-    unfinished = wanted - len(finished)
     if front.interrupted:
-        console.print(f"interrupted: {unfinished} scenarios did not finish", style="bold red")
+        rest = "" if front.selected is None else f": {front.selected - len(finished)} not begun"
+        console.print(f"interrupted{rest}", style="bold red")
     console.print(summary.verdict_line(finished), markup=False, highlight=False)
     return summary.ERRORED if front.interrupted else summary.exit_status(finished)
 
@@ -195,6 +232,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 @app.command()
+@_interruptible
 def shell(
     scenario: Annotated[Path, typer.Argument(help="A scenario file.")],
     keyword: Annotated[str | None, typer.Option("-k", help="Which of its matrix rows.")] = None,
@@ -225,6 +263,7 @@ def schema() -> None:
 
 
 @images_app.command("build")
+@_interruptible
 def images_build(
     names: Annotated[list[str] | None, typer.Argument(help="Machine profiles; all of them by default.")] = None,
 ) -> None:
@@ -261,4 +300,7 @@ def images_prune(
 
 def main() -> None:
     """The ``harness`` command."""
+    # Of its own, typer ends a wrong command line with 2, which here blames the harness or the host.
+    usage_error: Any = typer.BadParameter.__mro__[1]
+    usage_error.exit_code = summary.USAGE
     app()

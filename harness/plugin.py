@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import io
 import re
-import signal
 from collections.abc import Generator, Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
 from harness.errors import ExpectationFailed, HarnessError, ScenarioError
+from harness.interrupts import unwind_on_signals
 from harness.progress import SilentProgress
 from harness.report.progress import Progress, Silent
 from harness.report.summary import make_summary
 from harness.result import ScenarioResult, Verdict, write_json
-from harness.runner import Runner, Settings
+from harness.runner import Interrupted, Runner, Settings
 from harness.scenario.load import load_file
 from harness.scenario.model import Scenario
 from harness.workspace import Workspace, scenario_root
@@ -75,6 +75,11 @@ class HarnessSession:
             self._runner = Runner(settings, self.progress)
         return self._runner
 
+    def record(self, result: dict[str, Any]) -> None:
+        """A scenario ended; the result is as ``to_json`` gives it."""
+        self.finished.append(result)
+        self.progress.finished(result)
+
 
 class Front:
     """``harness run``'s part in a pytest session: its workspace, its progress, and what came of it.
@@ -87,6 +92,7 @@ class Front:
         self.progress = progress
         self.session: HarnessSession | None = None
         self.interrupted = False
+        self.selected: int | None = None
 
     @property
     def finished(self) -> list[dict[str, Any]]:
@@ -107,6 +113,10 @@ class Front:
             manager.unregister(reporter)
             manager.register(type(reporter)(config, io.StringIO()), "terminalreporter")
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """What is going to run; with ``-j`` only the workers know."""
+        self.selected = len(session.items)
+
     def pytest_keyboard_interrupt(self) -> None:
         """Ctrl-C or SIGTERM."""
         self.interrupted = True
@@ -126,7 +136,7 @@ class ScenarioFile(pytest.File):
                 item.add_marker(tag)
             yield item
 
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:  # noqa: ARG002
         """A wrong file is told by its problems, not by a traceback."""
         if isinstance(excinfo.value, ScenarioError):
             return str(excinfo.value)
@@ -143,7 +153,13 @@ class ScenarioItem(pytest.Item):
 
     def setup(self) -> None:
         """Run the scenario. Raises here for what is not the product's fault."""
-        result = self.config.stash[_SESSION].runner.run(self.scenario)
+        session = self.config.stash[_SESSION]
+        try:
+            result = session.runner.run(self.scenario)
+        except Interrupted as interrupted:  # pytest makes no report of what Ctrl-C ends
+            if not hasattr(self.config, "workerinput"):
+                session.record(interrupted.result.to_json())
+            raise
         self.result = result
         for name, value in result.versions.items():
             self.user_properties.append((name, value))
@@ -215,12 +231,8 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ScenarioFi
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """SIGTERM unwinds like Ctrl-C: machines are killed, logs kept."""
-
-    def terminated(_number: int, _frame: object) -> NoReturn:
-        raise KeyboardInterrupt("SIGTERM")
-
     if session.config.stash.get(_SESSION, None) is not None:
-        signal.signal(signal.SIGTERM, terminated)
+        unwind_on_signals()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -249,8 +261,7 @@ class Gather:
         """A scenario ended."""
         result = getattr(report, "harness_result", None)
         if result is not None:
-            self._session.finished.append(result)
-            self._session.progress.finished(result)
+            self._session.record(result)
 
     def pytest_sessionfinish(self) -> None:
         """Write ``--harness-json``."""

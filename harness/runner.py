@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import shutil
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from rich.filesize import decimal
 
 from harness.deadline import Deadline, DeadlineExceeded
 from harness.errors import GuestCrash, GuestError, HarnessError, HostError
 from harness.images import Images
 from harness.images.under_test import Override
+from harness.interrupts import interrupts_deferred
 from harness.machine.accel import Accelerator
+from harness.machine.machine import ProvokedCrash
 from harness.machine.spec import Profile
 from harness.oops import Blame, Report
 from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, UnderTest, Verdict, write_json
@@ -23,9 +31,22 @@ from harness.scenario.write import dump_scenario
 from harness.steps.base import Context, Verb
 from harness.testbed import Testbed
 
+#: Of an unexpected exception's text, shown in the reason; the whole of it is in its file.
+_SAID_CHARS = 400
 #: Kept consoles are shown in failures up to this many lines.
 _CRASH_LINES = 200
 _ALWAYS_KEPT = ("result.json", "evidence.json", "scenario.yaml")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was cut short by Ctrl-C or a signal.
+
+    :param result: what came of the scenario that was running.
+    """
+
+    def __init__(self, result: ScenarioResult) -> None:
+        super().__init__(result.reason)
+        self.result = result
 
 
 class Observer(Protocol):
@@ -68,20 +89,20 @@ class Runner:
 
         A fault of the host that may pass (QEMU killed from outside, say) gets one more try, and the result
         says so. A product's failure never does.
+
+        :raises Interrupted: Ctrl-C or SIGTERM; the machine is gone and the result written all the same.
         """
-        result = self._attempt(scenario, "")
+        result = self._attempt(scenario, None)
         if result.verdict is Verdict.ERROR and result.retried is not None:
-            first = result.retried
-            result = self._attempt(scenario, "-retry")
-            result.retried = first
-            write_json(result.results / "result.json", result.to_json())
+            result = self._attempt(scenario, result.retried)
         if self._settings.keep == "never" or (self._settings.keep == "failed" and result.verdict is Verdict.PASS):
             for path in result.results.iterdir():
                 if path.name not in _ALWAYS_KEPT:
                     path.unlink()
         return result
 
-    def _attempt(self, scenario: Scenario, suffix: str) -> ScenarioResult:
+    def _attempt(self, scenario: Scenario, retried: str | None) -> ScenarioResult:
+        suffix = "" if retried is None else "-retry"
         directory = _free_directory(self._settings.results, scenario.id.replace("/", "-") + suffix)
         result = ScenarioResult(
             id=scenario.id,
@@ -96,9 +117,9 @@ class Runner:
             directory.mkdir(parents=True)
             (directory / "scenario.yaml").write_text(dump_scenario(scenario), encoding="utf-8")
         except OSError as error:
-            result.reason = f"cannot write results: {error}"
+            result.reason = _unwritable(result.results, error)
             return result
-        _Run(scenario, result, self._settings, self._observer).go()
+        _Run(scenario, result, self._settings, self._observer, retried).go()
         return result
 
 
@@ -111,38 +132,95 @@ def _free_directory(parent: Path, name: str) -> Path:
 class _Run:
     """One attempt at one scenario."""
 
-    def __init__(self, scenario: Scenario, result: ScenarioResult, settings: Settings, observer: Observer) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        result: ScenarioResult,
+        settings: Settings,
+        observer: Observer,
+        retried: str | None,
+    ) -> None:
         self._scenario = scenario
         self._result = result
         self._settings = settings
         self._observer = observer
+        self._retried = retried
         self._started = time.monotonic()
+        self._failed_in = ""
+        self._judged = False
 
     def go(self) -> None:
-        result = self._result
+        """Run it, and write what came of it.
+
+        :raises Interrupted: see :meth:`Runner.run`.
+        """
         testbed: Testbed | None = None
+        interrupted = False
         try:
             testbed = self._open_testbed()
             with testbed:
                 try:
                     self._phases(testbed)
                 finally:
-                    self._gather(testbed)
-                    with self._phase("teardown"):
-                        testbed.close()
+                    with interrupts_deferred():
+                        self._gather(testbed)
+                        with self._phase("teardown"):
+                            testbed.close()
+        except KeyboardInterrupt as error:
+            interrupted = True
+            self._cut_short(error)
         except HarnessError as error:
             self._blame(error)
         except OSError as error:
-            self._blame(HostError(f"the host failed: {error}"))
+            self._blame(self._host_failed(error))
+        except Exception as error:  # a bug of the harness must be an ERROR like any other, with a result
+            self._blame(self._harness_failed(error))
+        try:
+            with interrupts_deferred():
+                self._conclude(testbed)
+        except KeyboardInterrupt:
+            interrupted = True
+        if interrupted:
+            raise Interrupted(self._result)
+
+    def _conclude(self, testbed: Testbed | None) -> None:
+        result = self._result
         if testbed is not None and (left := testbed.leftovers()):
             result.verdict, result.reason = Verdict.ERROR, f"left behind on the host: {', '.join(left)}"
         self._apply_known_failure()
+        result.retried = self._retried or result.retried
         result.seconds.total = time.monotonic() - self._started
-        try:
-            write_json(result.results / "evidence.json", result.evidence)
-            write_json(result.results / "result.json", result.to_json())
-        except OSError as error:
-            result.verdict, result.reason = Verdict.ERROR, f"cannot write results: {error}"
+        for name, value in (("evidence.json", result.evidence), ("result.json", result.to_json())):
+            try:
+                write_json(result.results / name, value)
+            except OSError as error:
+                (result.results / f".{name}.tmp").unlink(missing_ok=True)
+                result.verdict, result.reason = Verdict.ERROR, _unwritable(result.results, error)
+
+    def _cut_short(self, error: KeyboardInterrupt) -> None:
+        """Ctrl-C or a signal: an ERROR, unless it came after the verdict."""
+        result = self._result
+        story = f"interrupted{f' by {error}' if str(error) else ''} during {self._failed_in or 'build'}"
+        if self._crashed_by_product():
+            result.reason += f"\n  {story}"
+        elif not self._judged:
+            result.verdict, result.reason = Verdict.ERROR, story
+
+    def _host_failed(self, error: OSError) -> HostError:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return HostError(f"the host failed: {error}")
+        return HostError(f"no space left on a disk: {error}", hint=_free_space(self._result.results))
+
+    def _harness_failed(self, error: Exception) -> HarnessError:
+        log = self._result.results / "traceback.txt"
+        with suppress(OSError):
+            log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        said = " ".join(str(error).split())[:_SAID_CHARS]
+        return HarnessError(
+            f"the harness itself failed during {self._failed_in or 'build'}: {type(error).__name__}: {said}",
+            log=log,
+            hint="this is a bug of the harness, or of a package that brings verbs: report it with that file",
+        )
 
     def _open_testbed(self) -> Testbed:
         profile = self._settings.profiles[self._scenario.boot.machine]
@@ -158,6 +236,9 @@ class _Run:
         started = time.monotonic()
         try:
             yield
+        except BaseException:
+            self._failed_in = self._failed_in or name
+            raise
         finally:
             field_name = "judge" if name == "assert" else name
             setattr(self._result.seconds, field_name, time.monotonic() - started)
@@ -168,9 +249,9 @@ class _Run:
             self._result.under_test = [
                 UnderTest(item.component, str(item.source), item.sha256) for item in testbed.overrides.values()
             ]
-        with self._phase("boot"):
+        with self._phase("boot"), _explained(testbed):
             testbed.boot()
-        with self._phase("load"):
+        with self._phase("load"), _explained(testbed):
             loaded = testbed.load()
         for module in loaded:
             self._result.versions[f"module {module.module}"] = module.build_id or "loaded"
@@ -179,7 +260,11 @@ class _Run:
         with self._phase("drive"), context:
             for number, step in enumerate(self._scenario.drive, 1):
                 self._observer.step(self._scenario, number, step)
-                self._drive(context, step)
+                try:
+                    with _explained(testbed, f"in {step.key} (line {step.line})"):
+                        self._drive(context, step)
+                except ProvokedCrash as end:
+                    self._accept(end, step, last=number == len(self._scenario.drive))
         with self._phase("assert"):
             self._judge()
 
@@ -192,13 +277,23 @@ class _Run:
             evidence = None if seen is None else seen.model_dump(mode="json")
             if step.name is not None and evidence is not None:
                 self._result.evidence[step.name] = evidence
-        except HarnessError as error:
-            error.add_note(f"in {step.key} (line {step.line})")
-            raise
         finally:
             seconds = round(time.monotonic() - started, 3)
             self._result.steps.append(StepRecord(step.verb.name, step.name, seconds, evidence))
         context.testbed.machine.check()
+
+    def _accept(self, end: ProvokedCrash, step: Step, *, last: bool) -> None:
+        """Let the machine end as the scenario intends. Nothing can be done with it, or told of that step, any more.
+
+        :raises ProvokedCrash: when the scenario wants either.
+        """
+        used = {name for assertion in self._scenario.assertions for name in assertion.roots}
+        if not last:
+            end.hint = "the step that ends the machine must be the last one"
+            raise end
+        if step.name in used and step.name not in self._result.evidence:
+            end.hint = f"a step that ends the machine leaves no evidence: nothing can be asserted on {step.name}"
+            raise end
 
     def _judge(self) -> None:
         result = self._result
@@ -207,6 +302,7 @@ class _Run:
             if not verdict.holds:
                 result.failed_assertions.append(FailedAssertion(verdict.expression, verdict.values, verdict.error))
         result.verdict = Verdict.FAIL if result.failed_assertions else Verdict.PASS
+        self._judged = True
         if result.failed_assertions:
             count = len(result.failed_assertions)
             result.reason = (
@@ -253,6 +349,36 @@ class _Run:
             elif result.verdict is Verdict.PASS:
                 result.verdict = Verdict.FAIL
                 result.reason = f"expected to fail, but passed: {known.reason}; take it out of known_failure"
+
+
+@contextmanager
+def _explained(testbed: Testbed, where: str | None = None) -> Iterator[None]:
+    """Let an error say what is behind it, and where it came up."""
+    try:
+        yield
+    except HarnessError as error:
+        cause = testbed.machine.explain(error)
+        if where is not None:
+            cause.add_note(where)
+        if cause is error:
+            raise
+        raise cause from error
+
+
+def _unwritable(directory: Path, error: OSError) -> str:
+    """Why results cannot be written, and what to do about it."""
+    return HostError(f"cannot write results: {error}", hint=_free_space(directory)).explain()
+
+
+def _free_space(results: Path) -> str:
+    """How much the disks that a run writes to have left, as a hint."""
+    places = (("results", results, "--results"), ("temporary files", Path(tempfile.gettempdir()), "TMPDIR"))
+    shown = []
+    for what, directory, chooser in places:
+        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        free = decimal(shutil.disk_usage(existing).free)
+        shown.append(f"{free} free for {what} in {directory} ({chooser} chooses another place)")
+    return "; ".join(shown)
 
 
 def _crash(report: Report) -> Crash:

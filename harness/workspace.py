@@ -23,7 +23,7 @@ from harness.steps.base import Verb, find_features, find_verbs
 
 
 def scenario_root(path: Path) -> Path:
-    """The directory that a scenario file, and what it links to, must lie in: this one, or its own if it is elsewhere."""
+    """The directory that a scenario file, and what it links to, must lie in: this one, or else its own."""
     here = Path.cwd()
     if path.resolve().is_relative_to(here):
         return here

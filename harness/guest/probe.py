@@ -37,12 +37,13 @@ class ProbeError(CommandFailed):
 class Probe:
     """The agent's process in one guest."""
 
-    def __init__(self, ssh: Ssh) -> None:
+    def __init__(self, ssh: Ssh, deadline: Deadline) -> None:
         self._ssh = ssh
-        self._channel = ssh.open(AGENT)
+        self._channel = ssh.open(AGENT, deadline)
         self._buffer = b""
         self._errors = b""
         self._serial = 0
+        self._abandoned: set[int] = set()
 
     def call(self, function: str, *, deadline: Deadline, **arguments: object) -> Any:
         """Call ``module.function`` among the probes and give its result.
@@ -54,7 +55,11 @@ class Probe:
         """
         started = time.monotonic()
         self.send(function, **arguments)
-        answer = self.receive(function, deadline)
+        try:
+            answer = self.receive(function, deadline)
+        except GuestHang:
+            self._abandoned.add(self._serial)  # its answer may still come, and answers nothing else
+            raise
         seconds = round(time.monotonic() - started, 3)
         shown = json.dumps(answer)[:_SHOWN]
         self._ssh.journal.record(
@@ -80,13 +85,20 @@ class Probe:
 
     def receive(self, function: str, deadline: Deadline) -> dict[str, Any]:
         """Wait for the answer to the oldest call that has none yet."""
+        while True:
+            answer: dict[str, Any] = json.loads(self._line(function, deadline))
+            if answer["id"] not in self._abandoned:
+                return answer
+            self._abandoned.remove(answer["id"])
+
+    def _line(self, function: str, deadline: Deadline) -> bytes:
         while b"\n" not in self._buffer:
-            while self._channel.recv_stderr_ready():
-                self._errors = (self._errors + self._channel.recv_stderr(1 << 16))[-_SHOWN:]
+            ended = self._channel.exit_status_ready()  # looked at first: its last words may come just now
+            self._read_errors()
             if self._channel.recv_ready():
                 self._buffer += self._channel.recv(1 << 20)
                 continue
-            if self._channel.closed or self._channel.exit_status_ready():
+            if ended:
                 raise self._lost(function)
             self._ssh.check()
             if deadline.expired:
@@ -95,11 +107,15 @@ class Probe:
                 )
             wait_for_data(self._channel)
         line, self._buffer = self._buffer.split(b"\n", 1)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return line
+
+    def _read_errors(self) -> None:
+        while self._channel.recv_stderr_ready():
+            self._errors = (self._errors + self._channel.recv_stderr(1 << 16))[-_SHOWN:]
 
     def _lost(self, function: str) -> LostConnection:
         self._ssh.check()
+        self._read_errors()
         said = sanitize(self._errors).strip().splitlines()
         return LostConnection(f"the probe agent ended during {function}", layer=self._ssh.layer, tail=said[-20:])
 

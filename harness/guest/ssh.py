@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import select
 import shlex
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 
 import paramiko
 from tenacity import RetryError, Retrying, retry_if_exception_type, wait_fixed
@@ -24,13 +26,22 @@ _TRANSIENT = (paramiko.SSHException, OSError, EOFError)
 _OUTPUT_LIMIT = 8 << 20
 _SHOWN = 4096
 _POLL_S = 0.05
+_CHUNK_BYTES = 1 << 15
+#: How long a connection may take to be gone after its channels are.
+_END_S = 1.0
+#: What a command printed may come after its exit status; a process that it left running may hold its output for ever.
+_LAST_WORDS_S = 2.0
+
+# What breaks is raised; paramiko would tell it again, with a traceback, to the person at the terminal.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+logging.getLogger("paramiko").propagate = False
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
     """A command that ended in a guest.
 
-    :param status: its exit status.
+    :param status: its exit status; -1 when a signal ended it.
     :param seconds: wall time on this host.
     """
 
@@ -122,13 +133,14 @@ class Ssh:
         :raises LostConnection: when the connection breaks.
         """
         started = time.monotonic()
-        channel = self.open(argv)
+        channel = self.open(argv, deadline)
         try:
-            if stdin:
-                channel.sendall(stdin)
-            channel.shutdown_write()
-            stdout, stderr = self._drain(channel, argv, deadline)
+            stdout, stderr = self._drain(channel, argv, stdin, deadline)
             status = channel.recv_exit_status()
+            if status == -1:  # a signal's work, unless the whole connection is at its end
+                self._transport.join(_END_S)
+                if not self._transport.is_alive():
+                    raise EOFError("it closed without an exit status")
         except _TRANSIENT as error:
             raise self._lost(argv, error) from error
         finally:
@@ -144,54 +156,92 @@ class Ssh:
         )
         if check_status and status != 0:
             said = sanitize(stderr or stdout).strip().splitlines()
-            raise CommandFailed(f"`{shlex.join(argv)}` exited with status {status}", layer=self.layer, tail=said[-20:])
+            how = "was ended by a signal" if status == -1 else f"exited with status {status}"
+            raise CommandFailed(f"`{shlex.join(argv)}` {how}", layer=self.layer, tail=said[-20:])
         return completed
 
-    def open(self, argv: Sequence[str]) -> paramiko.Channel:
-        """Start a command and give its channel."""
-        try:
-            channel = self._transport.open_session(timeout=30)
+    def open(self, argv: Sequence[str], deadline: Deadline) -> paramiko.Channel:
+        """Start a command and give its channel.
+
+        :raises GuestHang: when the guest has not started it by the deadline.
+        """
+        with self._new_channel(argv, deadline) as channel:
             channel.exec_command(shlex.join(argv))
-        except _TRANSIENT as error:
-            raise self._lost(argv, error) from error
         return channel
+
+    @contextmanager
+    def _new_channel(self, argv: Sequence[str], deadline: Deadline) -> Iterator[paramiko.Channel]:
+        """A channel on which the block asks for something; it stays open unless that fails.
+
+        paramiko waits for ever for the answer to a request, so the channel is closed under it at the deadline.
+        """
+        remaining_s = deadline.remaining_s + _POLL_S
+        try:
+            channel = self._transport.open_session(timeout=remaining_s)
+            timer = Timer(remaining_s, channel.close)
+            timer.daemon = True
+            timer.start()
+            try:
+                yield channel
+            except BaseException:
+                channel.close()
+                raise
+            finally:
+                timer.cancel()
+                timer.join()
+        except _TRANSIENT as error:
+            if deadline.expired and self._transport.is_active():
+                self.check()
+                raise GuestHang(
+                    f"`{shlex.join(argv)}` did not start in time ({deadline.what})", layer=self.layer
+                ) from error
+            raise self._lost(argv, error) from error
 
     def open_shell(self, window: tuple[int, int] | None) -> paramiko.Channel:
         """Start a login shell and give its channel.
 
         :param window: columns and lines of the terminal it gets; None for no terminal.
         """
-        try:
-            channel = self._transport.open_session(timeout=30)
+        with self._new_channel(["sh"], Deadline.after(30, "a shell")) as channel:
             if window is not None:
                 channel.get_pty("xterm", *window)
             channel.set_combine_stderr(True)
             channel.invoke_shell()
-        except _TRANSIENT as error:
-            raise self._lost(["sh"], error) from error
         return channel
 
-    def _drain(self, channel: paramiko.Channel, argv: Sequence[str], deadline: Deadline) -> tuple[bytes, bytes]:
-        """Read both streams to their end: a command that fills one of them past the window would block."""
+    def _drain(
+        self, channel: paramiko.Channel, argv: Sequence[str], stdin: bytes, deadline: Deadline
+    ) -> tuple[bytes, bytes]:
+        """Read both streams to their end: a command that fills one of them past the window would block.
+
+        Its input is fed meanwhile, because it need not read that before it writes, or at all.
+        """
         streams = (bytearray(), bytearray())
+        last_words: Deadline | None = None
+        rest = _feed(channel, memoryview(stdin))
         while True:
             while channel.recv_ready():
                 streams[0].extend(channel.recv(1 << 16))
             while channel.recv_stderr_ready():
                 streams[1].extend(channel.recv_stderr(1 << 16))
             if channel.exit_status_ready() and not channel.recv_ready() and not channel.recv_stderr_ready():
-                return bytes(streams[0]), bytes(streams[1])
-            if channel.closed:
-                raise EOFError("the channel closed without an exit status")
+                last_words = last_words or Deadline.after(_LAST_WORDS_S, "the last of a command's output")
+                if channel.eof_received or channel.closed or last_words.expired:
+                    return bytes(streams[0]), bytes(streams[1])
             if max(map(len, streams)) > _OUTPUT_LIMIT:
                 raise CommandFailed(
                     f"`{shlex.join(argv)}` printed more than {_OUTPUT_LIMIT >> 20} MiB", layer=self.layer
                 )
             self.check()
             if deadline.expired:
-                self.journal.record(layer=self.layer, argv=argv, timed_out=True, stdout=sanitize(bytes(streams[0][:_SHOWN])))
+                self.journal.record(
+                    layer=self.layer, argv=argv, timed_out=True, stdout=sanitize(bytes(streams[0][:_SHOWN]))
+                )
                 raise GuestHang(f"`{shlex.join(argv)}` did not end in time ({deadline.what})", layer=self.layer)
-            wait_for_data(channel)
+            if rest and channel.send_ready():
+                rest = _feed(channel, rest)
+            else:
+                wait_for_data(channel)
 
     def _lost(self, argv: Sequence[str], error: BaseException) -> LostConnection:
         self.check()  # a crashed machine explains itself better than a broken connection does
@@ -201,6 +251,20 @@ class Ssh:
     def close(self) -> None:
         """Drop the connection."""
         self._transport.close()
+
+
+def _feed(channel: paramiko.Channel, rest: memoryview) -> memoryview:
+    """Send as much of a command's input as it takes now, its end included, and give what is left."""
+    try:
+        while rest and channel.send_ready():
+            rest = rest[channel.send(bytes(rest[:_CHUNK_BYTES])) :]
+        if not rest:
+            channel.shutdown_write()
+    except OSError:
+        if not channel.closed:
+            raise
+        return rest[:0]  # it ended without having read all of it
+    return rest
 
 
 def wait_for_data(channel: paramiko.Channel) -> None:
@@ -222,6 +286,7 @@ def _open_transport(port: int, identity: Identity, deadline: Deadline) -> parami
         options.ciphers = ("aes128-ctr",)
         options.digests = ("hmac-sha2-256",)
         transport.banner_timeout = 10
+        transport.auth_timeout = max(1.0, min(30.0, deadline.remaining_s))
         transport.start_client(timeout=max(1.0, min(30.0, deadline.remaining_s)))
         if transport.get_remote_server_key().asbytes() != identity.host_key_blob:
             raise HostError(

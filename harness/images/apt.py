@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -21,6 +20,7 @@ from harness.images import tools
 from harness.images.arch import Arch
 from harness.images.locks import held
 from harness.progress import BYTES, Progress
+from harness.validate import did_you_mean
 
 MIRROR_VARIABLE = "HARNESS_DEBIAN_MIRROR"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -86,6 +86,8 @@ class Apt:
         self._progress = progress
         self._root = cache / "apt" / f"{suite}-{arch}"
         self._debs = cache / "debs"
+        # apt reads this before the host's configuration, and is told in it to read none; what -c names comes after.
+        self._environment = {"APT_CONFIG": str(self._root / "apt.conf")}
         self._updated = False
         for directory in (self._root.parent, self._debs):
             directory.mkdir(parents=True, exist_ok=True)
@@ -155,10 +157,11 @@ class Apt:
     def _get(self, deadline: Deadline, *arguments: str, on_line: Callable[[str], None] | None = None) -> str:
         try:
             return tools.run(
-                ["apt-get", f"-c={self._root / 'apt.conf'}", *arguments],
-                hint=f"run it by hand: apt-get -c={self._root / 'apt.conf'} {arguments[0]}",
+                ["apt-get", *arguments],
+                hint=f"see what it says by hand: APT_CONFIG={self._environment['APT_CONFIG']} apt-get {arguments[0]}",
                 deadline=deadline,
                 cwd=self._debs if arguments[0] == "download" else self._root,
+                env=self._environment,
                 on_line=on_line,
             )
         except HostError as error:
@@ -170,13 +173,10 @@ class Apt:
         if match is None:
             return error
         name = match[1] or match[2]
-        known = tools.run(
-            ["apt-cache", f"-c={self._root / 'apt.conf'}", "pkgnames"], hint="", deadline=deadline
-        ).split()
-        near = get_close_matches(name, known, n=3)
+        known = tools.run(["apt-cache", "pkgnames"], hint="", deadline=deadline, env=self._environment)
         return HostError(
             f"Debian {self._suite} has no package {name} for {self._arch}",
-            hint=f"did you mean {' or '.join(near)}?" if near else "see the recipe's list of packages",
+            hint=did_you_mean(name, known.split()) or "see the recipe's list of packages",
         )
 
     def _configure(self, deadline: Deadline) -> None:
@@ -186,9 +186,8 @@ class Apt:
         for name in ("lists/partial", "archives/partial"):
             (self._root / name).mkdir(parents=True, exist_ok=True)
         (self._root / "status").touch()
-        options = f"arch={self._arch} signed-by={_KEYRING}" + (
-            "" if self._check_valid_until else " check-valid-until=no"
-        )
+        expiry = "" if self._check_valid_until else " check-valid-until=no"
+        options = f"arch={self._arch} signed-by={_KEYRING}{expiry}"
         (self._root / "sources.list").write_text(f"deb [{options}] {mirror(deadline)} {self._suite} main\n")
         host = tools.run(["apt-config", "dump"], hint="is apt's configuration broken?", deadline=deadline)
         (self._root / "apt.conf").write_text(configuration(self._root, self._arch, host.splitlines()))
@@ -206,6 +205,8 @@ def configuration(root: Path, arch: Arch, host: Iterable[str]) -> str:
         "Dir::State::status": f"{root}/status",
         "Dir::Cache": f"{root}/",
         "Dir::Cache::archives": f"{root}/archives/",
+        # Half of what apt caches gains nothing here, and it is 40 MB a root.
+        "Dir::Cache::srcpkgcache": "",
         "Dir::Etc::sourcelist": f"{root}/sources.list",
         # Everything else that apt would read, the host's hooks above all.
         **{f"Dir::Etc::{name}": "/dev/null" for name in ("main", "parts", "sourceparts", "preferences")},
@@ -289,9 +290,9 @@ def mirrors_of_uris(printed: str) -> list[str]:
 
 
 def explained(error: HostError) -> HostError:
-    """The same failure of apt, with the remedy for its cause where that is known."""
-    text = "\n".join((error.message, *error.tail))
+    """The same failure of apt in its most telling line, with the remedy, where the cause is known."""
     for pattern, hint in _HINTS:
-        if re.search(pattern, text):
-            return HostError(error.message, hint=hint, tail=error.tail)
+        for line in error.tail:
+            if re.search(pattern, line):
+                return HostError(f"apt-get: {re.sub(r'^[EW]: ', '', line)}", hint=hint, tail=error.tail)
     return error

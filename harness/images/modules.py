@@ -7,13 +7,13 @@ import re
 import struct
 import tarfile
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images.compressed import decompressed
 from harness.images.tree import Tree
+from harness.validate import did_you_mean
 
 DIRECTORY = "usr/lib/harness/modules"
 EARLY = "usr/lib/harness/early"
@@ -72,13 +72,10 @@ class Modules:
         if name in order or (name in self._builtin and name not in self._members):
             return
         if name not in self._members:
-            near = get_close_matches(name, self._members, n=3)
             needed = f", which {chain[-1]} needs" if chain else ""
             raise HostError(
                 f"the kernel has no module {name}{needed}",
-                hint=f"did you mean {' or '.join(near)}?"
-                if near
-                else "is it built into this kernel under another name?",
+                hint=did_you_mean(name, self._members) or "is it built into this kernel under another name?",
             )
         if name in chain:
             raise HostError(f"kernel modules depend on one another in a circle: {' -> '.join((*chain, name))}")

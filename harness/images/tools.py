@@ -9,7 +9,7 @@ import selectors
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -51,6 +51,7 @@ def run(
     hint: str,
     deadline: Deadline,
     cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
     stdout: IO[bytes] | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> str:
@@ -61,6 +62,7 @@ def run(
     :param argv: the program, by name or path, and its arguments.
     :param hint: what the reader can do when it fails.
     :param deadline: when it is killed, its children with it.
+    :param env: added to the environment.
     :param stdout: takes standard output instead; the answer is then empty.
     :param on_line: called for each line of standard output as it comes.
     :raises HostError: it is missing, failed, or was too slow; carries what it wrote to standard error.
@@ -74,7 +76,11 @@ def run(
         stdout=stdout or subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=cwd,
-        env={name: value for name, value in os.environ.items() if name in _CARRIED} | {"LC_ALL": "C"},
+        env={
+            **{name: value for name, value in os.environ.items() if name in _CARRIED},
+            "LC_ALL": "C",
+            **(env or {}),
+        },
         start_new_session=True,
     ) as process:
         try:

@@ -1,7 +1,12 @@
-"""A machine's console: QEMU logs it to a file, this reads the file in bounded pieces, pexpect talks to it."""
+"""A machine's console: QEMU logs it to a file, this reads the file in bounded pieces, pexpect talks to it.
+
+A console that prints more than 64 MiB in one scenario is flooding, and ends it; an ordinary one prints under 1 MiB.
+``HARNESS_CONSOLE_LIMIT_MIB`` in the environment sets another limit.
+"""
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,8 +20,9 @@ from harness.deadline import Deadline, DeadlineExceeded
 from harness.errors import GuestError, HostError
 from harness.oops import Report, Scanner, sanitize, tail_lines
 
-#: A console that says more than this in one scenario is flooding; an ordinary one says under 1 MiB.
-FLOOD_BYTES = 64 << 20
+LIMIT_VARIABLE = "HARNESS_CONSOLE_LIMIT_MIB"
+_LIMIT = os.environ.get(LIMIT_VARIABLE, "")
+FLOOD_BYTES = (int(_LIMIT) if _LIMIT.isdecimal() and int(_LIMIT) else 64) << 20
 _BLOCK_BYTES = 1 << 20
 _POLL_S = 0.02
 _TAIL_BYTES = 16 << 10
@@ -46,7 +52,7 @@ class Console:
         self._carry = b""
 
     def poll(self) -> list[Report]:
-        """Read what is new and give the crashes that began in it.
+        """Read what is new and give the crashes whose reports are whole with it.
 
         :raises ConsoleFlood: when the console has said more than it may.
         """
@@ -60,6 +66,7 @@ class Console:
                 layer=self.layer,
                 tail=self.tail(),
                 log=self.log,
+                hint=f"what prints so much? {LIMIT_VARIABLE} allows more, for a scenario that means it",
             )
         return reports
 
@@ -113,6 +120,11 @@ class Console:
         """The crashes seen so far."""
         return tuple(self._scanner.reports)
 
+    @property
+    def pending(self) -> Report | None:
+        """A crash whose report is not whole yet, as far as it has been told."""
+        return self._scanner.pending
+
     def tail(self, count: int = 20) -> tuple[str, ...]:
         """The last lines, fit to be shown on a terminal."""
         if not self.log.exists():
@@ -145,17 +157,27 @@ class Dialogue:
         self._spawn = SocketSpawn(connection, maxread=4096, searchwindowsize=8192)
 
     def send_line(self, line: str) -> None:
-        """Type a line and press Enter."""
-        self._spawn.send(line + "\r")
+        """Type a line and press Enter.
+
+        :raises HostError: when QEMU has closed the console.
+        """
+        try:
+            self._spawn.send(line + "\r")
+        except OSError as error:
+            raise self._closed() from error
 
     def expect(self, pattern: str, deadline: Deadline) -> str:
         """Wait for a regular expression and give what it matched.
 
         :raises DeadlineExceeded: when it does not show up in time.
+        :raises HostError: when QEMU has closed the console.
         """
         try:
-            self._spawn.expect(pattern.encode(), timeout=deadline.remaining_s)
-        except (pexpect.TIMEOUT, pexpect.EOF):
+            # At 0, pexpect would find the socket non-blocking, and fail.
+            self._spawn.expect(pattern.encode(), timeout=max(deadline.remaining_s, _POLL_S))
+        except (pexpect.EOF, ConnectionError) as error:
+            raise self._closed() from error
+        except pexpect.TIMEOUT:
             raise DeadlineExceeded(
                 f"the console did not show {pattern!r}",
                 layer=self._console.layer,
@@ -164,3 +186,11 @@ class Dialogue:
             ) from None
         assert isinstance(self._spawn.after, bytes)
         return sanitize(self._spawn.after)
+
+    def _closed(self) -> HostError:
+        return HostError(
+            "the console's connection broke",
+            layer=self._console.layer,
+            tail=self._console.tail(),
+            log=self._console.log,
+        )

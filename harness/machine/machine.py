@@ -17,7 +17,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.deadline import Deadline, DeadlineExceeded
-from harness.errors import BootError, GuestCrash, HarnessError, HostError
+from harness.errors import (
+    BootError,
+    GuestCrash,
+    GuestError,
+    GuestHang,
+    HarnessError,
+    HostError,
+    LostConnection,
+)
 from harness.guest.identity import Identity
 from harness.guest.probe import Probe
 from harness.guest.ssh import Journal, Ssh
@@ -33,9 +41,26 @@ from harness.oops import Blame, Report, Severity
 #: Who kills QEMU with these is the OOM killer or a person, and may not do it again.
 _SIGNALS_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
+#: A disk with less is full: QEMU drops what it cannot write to logs and traces, and evidence would lie.
+_FULL_DISK_BYTES = 1 << 20
+#: How long QEMU may take to be gone after its sockets have closed.
+_END_S = 1.0
+
 READY = b"harness: ready"
 _MONITOR_TIMEOUT_S = 30
+_POLL_S = 0.05
+_ENDS = {"guest-reset": "the machine reset itself", "guest-shutdown": "the machine powered itself off"}
+_WAITED = "ssh.jsonl says what it was asked; if it needs more time, raise the step's timeout_s"
+_HINTS: dict[type[HarnessError], str] = {
+    GuestHang: _WAITED,
+    DeadlineExceeded: _WAITED,
+    LostConnection: "the machine still runs: was its SSH server, or the probe's process, killed?",
+}
 _HOST_FORWARD = re.compile(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s")
+
+
+class ProvokedCrash(GuestError):
+    """The machine has come to the end that the scenario provokes on purpose (``allow_crash``)."""
 
 
 @dataclass(slots=True)
@@ -146,16 +171,17 @@ class Machine:
         self._start(self._wiring)
         try:
             self.console.wait_for(READY, deadline, self.check)
-        except DeadlineExceeded:
+            self.timings.ready = self._elapsed()
+            self.ssh(deadline)
+        except (DeadlineExceeded, GuestHang) as error:
+            silent = f": {error.message}" if isinstance(error, GuestHang) else ""
             raise BootError(
-                f"the guest did not come up in {timeout_s:.0f} s",
+                f"the guest did not come up in {timeout_s:.0f} s{silent}",
                 layer=self.layer,
                 tail=self.console.tail(),
                 log=self.console.log,
                 hint="the console's last lines say how far it came; a loaded host needs more time",
             ) from None
-        self.timings.ready = self._elapsed()
-        self.ssh(deadline)
         self.timings.first_command = self._elapsed()
 
     def _elapsed(self) -> float:
@@ -166,24 +192,35 @@ class Machine:
         self._starts += 1
         # QEMU truncates its log when it starts, so a restored machine gets another one.
         log = self.results / ("trace.log" if self._starts == 1 else f"trace-{self._starts}.log")
-        with theirs:
+        with ExitStack() as stack, theirs:
+            stack.callback(ours.close)
             wiring = replace(wiring, monitor_fd=theirs.fileno(), log=str(log))
             argv = qemu_argv(self.plan, wiring, self.accelerator.name)
             (self.results / "qemu.argv").write_text(shlex.join(argv) + "\n", encoding="utf-8")
             started = time.monotonic()
             process = Process(argv, output=self.qemu_output.log, cwd=self.results, pass_fds=[theirs.fileno()])
+            stack.pop_all()  # the monitor closes it
         self.pids.append(process.pid)
         try:
             deadline = Deadline.after(_MONITOR_TIMEOUT_S, "QEMU's monitor")
             monitor = Monitor(ours, self.results / "qmp.jsonl", deadline)
         except MonitorLost as error:
-            status = process.kill()
-            raise self._qemu_ended(status) from error
+            raise self._silent(process) from error
         except BaseException:
             process.kill()
             raise
         self._running = _Running(process, monitor, Tracer(monitor, log), started)
         self.timings.monitor = self._elapsed()
+
+    def _silent(self, process: Process) -> HarnessError:
+        """Why QEMU does not talk. Its monitor closes a moment before its end is seen; if it does not end, end it."""
+        status = process.wait(Deadline.after(_END_S, "QEMU to end"))
+        if status is None:
+            process.kill()
+            return self._host_error("QEMU did not open its monitor")
+        if status == 0 and not self.console.tail():
+            return self._host_error("QEMU ended with exit status 0 before there was a guest")
+        return self._qemu_ended(status)
 
     def kill(self) -> None:
         """End QEMU at once; there is nothing in a test guest worth shutting down for. Safe to call again."""
@@ -195,6 +232,8 @@ class Machine:
             stack.callback(running.monitor.close)
             if running.ssh is not None:
                 stack.callback(running.ssh.close)
+            if running.probe is not None:  # paramiko keeps a channel's pipe until the channel itself is closed
+                stack.callback(running.probe.close)
 
     # -- what steps use ------------------------------------------------------------------------------------
 
@@ -258,7 +297,7 @@ class Machine:
         """The guest's probe agent."""
         live = self._live
         if live.probe is None:
-            live.probe = Probe(self.ssh(deadline))
+            live.probe = Probe(self.ssh(deadline), deadline)
         return live.probe
 
     # -- health --------------------------------------------------------------------------------------------
@@ -273,8 +312,9 @@ class Machine:
         :raises HostError: QEMU ended or stopped by itself.
         """
         for console in self.consoles:
-            for report in console.poll():
+            for report in self._new_reports(console):
                 self._raise_if_fatal(report, console)
+        self._check_disk()
         live = self._live
         status = live.process.poll()
         if status is not None:
@@ -282,33 +322,113 @@ class Machine:
         if not live.pauses_expected and live.monitor.events("STOP"):
             state = live.monitor.execute("query-status")["status"]
             if state != "running":
-                raise HostError(f"QEMU stopped the machine: {state}", layer="qemu", tail=self.qemu_output.tail())
+                raise self._host_error(f"QEMU stopped the machine: {state}")
+
+    @staticmethod
+    def _new_reports(console: Console) -> list[Report]:
+        """What a console shows now. What ends the machine may cut its own report short: a moment must do for it."""
+        reports = console.poll()
+        patience = Deadline.after(_END_S, "the rest of a crash report")
+        while (pending := console.pending) is not None and pending.severity is Severity.FATAL:
+            if patience.expired:
+                return [*reports, pending]
+            time.sleep(_POLL_S)
+            reports += console.poll()
+        return reports
+
+    def _host_error(self, message: str) -> HostError:
+        return HostError(message, layer="qemu", tail=self.qemu_output.tail(), log=self.qemu_output.log)
+
+    def _crash(self, report: Report, console: Console) -> HarnessError:
+        """A crash that ends the machine, as the error that blames who is to blame."""
+        wrong: type[HarnessError] = GuestCrash
+        if report.blame is Blame.SETUP:
+            wrong = HostError if console is self.qemu_output else BootError
+        return wrong(report.title, layer=console.layer, tail=console.tail(), log=console.log)
 
     def _raise_if_fatal(self, report: Report, console: Console) -> None:
-        if report.severity is not Severity.FATAL or self._tolerated(report):
+        if report.severity is not Severity.FATAL:
             return
-        wrong = BootError if report.blame is Blame.SETUP else GuestCrash
-        raise wrong(report.title, layer=console.layer, tail=console.tail(), log=console.log)
+        if self._tolerated(report):
+            if self._is_up:
+                raise ProvokedCrash(report.title, layer=console.layer, tail=console.tail(), log=console.log)
+            return
+        raise self._crash(report, console)
 
     def _qemu_ended(self, status: int) -> HarnessError:
         for console in self.consoles:
             for report in console.finish():
-                if report.severity is Severity.FATAL and report.blame is Blame.PRODUCT and not self._tolerated(report):
-                    return GuestCrash(report.title, layer=console.layer, tail=console.tail(), log=console.log)
+                if report.severity is Severity.FATAL and not self._tolerated(report):
+                    return self._crash(report, console)
+        reason = self._shutdown_reason() if status == 0 else ""
+        if reason.startswith("host-"):
+            ended = self._host_error("QEMU was told to end by a signal from outside")
+            ended.may_pass = True
+            return ended
         if status == 0:
-            return GuestCrash(
-                "the machine reset or powered itself off",
-                layer=self.layer,
-                tail=self.console.tail(),
-                log=self.console.log,
-            )
-        error = HostError(
-            f"QEMU ended with {describe_exit(status)}",
-            layer="qemu",
-            tail=self.qemu_output.tail(),
-            log=self.qemu_output.log,
-        )
+            title = _ENDS.get(reason, "the machine reset or powered itself off")
+            wrong = ProvokedCrash if self._is_up and self._end_is_provoked(title) else GuestCrash
+            return wrong(title, layer=self.layer, tail=self.console.tail(), log=self.console.log)
+        error = self._host_error(f"QEMU ended with {describe_exit(status)}")
         error.may_pass = status in _SIGNALS_FROM_OUTSIDE
+        return error
+
+    @property
+    def _is_up(self) -> bool:
+        """Whether steps can have provoked what happens now."""
+        return self.timings.first_command > 0
+
+    def _shutdown_reason(self) -> str:
+        """Why a QEMU that ended well ended (QEMU's ``qapi/run-state.json``, ShutdownCause); empty if it did not say."""
+        if self._running is None:
+            return ""
+        event = self._running.monitor.wait_event("SHUTDOWN", Deadline.after(_END_S, "QEMU's last words"))
+        return "" if event is None else str(event["data"].get("reason", ""))
+
+    def _end_is_provoked(self, title: str) -> bool:
+        """Whether the scenario provokes a reset, or the panic that led to this one."""
+        end = Report(self.layer, title, Severity.FATAL, Blame.PRODUCT, "machine-ended", 0, 0, ())
+        fatal = [report for report in self.console.reports if report.severity is Severity.FATAL]
+        return any(self._tolerated(report) for report in (*fatal, end))
+
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self.results).free
+        if free < _FULL_DISK_BYTES:
+            raise HostError(
+                f"the disk of {self.results} is full: {free >> 10} KiB are free",
+                hint="free some space, or choose another place with --results",
+            )
+
+    def explain(self, error: HarnessError) -> HarnessError:
+        """What is behind an error that a step ran into: a crash, QEMU's end, a full disk; else the error itself.
+
+        A connection breaks a moment before QEMU is seen to be gone, and a guest that hangs may be one whose QEMU does
+        not run.
+        """
+        if self._running is None or isinstance(error, GuestCrash | ProvokedCrash):
+            return error
+        broken = isinstance(error, LostConnection | HostError)
+        patience = Deadline.after(_END_S if broken else 0, "QEMU to end")
+        while True:
+            try:
+                self.check()
+            except HarnessError as cause:
+                same = type(cause) is type(error) and cause.message == error.message
+                return error if same else cause
+            if patience.expired:
+                break
+            time.sleep(_POLL_S)
+        if self._live.process.is_stopped():
+            return HostError(
+                f"QEMU does not run: something stopped it (SIGSTOP), and so {error.message}",
+                layer="qemu",
+                hint=f"who stopped process {self.pid}? A debugger, a full session quota, a frozen container?",
+            )
+        if isinstance(error, GuestHang | LostConnection | DeadlineExceeded):
+            error.layer = error.layer or self.layer
+            error.tail = error.tail or self.console.tail()
+            error.log = error.log or self.console.log
+            error.hint = error.hint or _HINTS.get(type(error))
         return error
 
     # -- saved state ---------------------------------------------------------------------------------------
@@ -351,9 +471,14 @@ class Machine:
         self.ssh(deadline)
 
     def _await_migration(self, deadline: Deadline) -> None:
-        done = self._live.monitor.wait_event(
-            "MIGRATION", deadline, lambda event: event["data"]["status"] in ("completed", "failed")
-        )
+        done = None
+        while done is None and not deadline.expired:
+            self.check()  # a QEMU that has ended tells nothing any more
+            done = self._live.monitor.wait_event(
+                "MIGRATION",
+                deadline.within(_END_S, deadline.what),
+                lambda event: event["data"]["status"] in ("completed", "failed"),
+            )
         if done is None or done["data"]["status"] == "failed":
             raise HostError(
                 "QEMU could not move the machine's state" if done else "QEMU did not move the machine's state in time",

@@ -10,8 +10,9 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -58,6 +59,14 @@ class _Spawner:
 _SPAWNER = _Spawner()
 
 
+@contextmanager
+def _host_errors(program: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"{program} cannot be started: {error}") from error
+
+
 class Process:
     """A running host process.
 
@@ -72,7 +81,8 @@ class Process:
             raise HostError(f"{argv[0]} is not installed", hint="run `make setup`, or see `harness doctor`")
         command = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        with output.open("ab") as log:
+        # A file that cannot be opened and a program that cannot be started are the same to who asks.
+        with _host_errors(argv[0]), output.open("ab") as log:
             # A session of its own: Ctrl-C reaches the harness alone, which then tears down in order.
             self._popen = _SPAWNER.spawn(
                 lambda: subprocess.Popen(
@@ -94,12 +104,24 @@ class Process:
         return self._popen.pid
 
     def resident_bytes(self) -> int:
-        """Its resident memory (VmRSS)."""
-        return int(psutil.Process(self.pid).memory_info().rss)
+        """Its resident memory (VmRSS).
+
+        :raises HostError: when it has ended.
+        """
+        with suppress(psutil.NoSuchProcess):
+            if (resident := int(psutil.Process(self.pid).memory_info().rss)) > 0:  # a zombie has none
+                return resident
+        raise HostError("a process that has ended holds no memory")
 
     def poll(self) -> int | None:
         """The exit status as ``subprocess`` gives it (negative for a signal), or None while it runs."""
         return self._popen.poll()
+
+    def is_stopped(self) -> bool:
+        """Whether a signal such as SIGSTOP keeps it from running."""
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        return False
 
     def wait(self, deadline: Deadline) -> int | None:
         """Wait for the end; None when the deadline came first."""

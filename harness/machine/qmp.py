@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from pathlib import Path
 from threading import Condition, Lock, Thread
 from typing import Any, TypeVar, cast
@@ -24,6 +26,12 @@ from harness.errors import HostError
 
 T = TypeVar("T")
 _EVENTS_KEPT = 1000
+#: What giving up on QEMU's greeting may take.
+_CLEANUP_S = 5
+
+# What breaks is raised; the package would tell it again to the person at the terminal.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+logging.getLogger("qemu.qmp").propagate = False
 
 
 class MonitorLost(HostError):
@@ -68,7 +76,7 @@ _LOOP = _Loop()
 class Monitor:
     """A QMP session (QEMU's ``docs/interop/qmp-spec``).
 
-    :param connection: this end of a socket pair; QEMU inherited the other.
+    :param connection: this end of a socket pair; QEMU inherited the other. It is closed with the session.
     :param transcript: file to which every command, reply and event is appended, one JSON object a line.
     :raises MonitorLost: when QEMU does not greet within the deadline.
     """
@@ -79,18 +87,25 @@ class Monitor:
         self._events: deque[Mapping[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self._arrived = Condition()
         try:
-            _LOOP.run(self._connect(connection), deadline)
+            _LOOP.run(self._connect(connection, deadline), Deadline(deadline.at + _CLEANUP_S, deadline.what))
         except (QMPError, OSError, EOFError) as error:
             self._transcript.close()
             raise MonitorLost(f"QEMU did not open its monitor: {error}", layer="qemu") from error
-        except MonitorLost:
+        except BaseException:
             self._transcript.close()
             raise
 
-    async def _connect(self, connection: socket.socket) -> None:
+    async def _connect(self, connection: socket.socket, deadline: Deadline) -> None:
         self._listener = EventListener()
         self._client.register_listener(self._listener)
-        await self._client.connect(connection)
+        try:
+            # Given up here and not from outside, so that the socket is closed when this ends.
+            async with asyncio.timeout(deadline.remaining_s):
+                await self._client.connect(connection)
+        except AssertionError:  # the package's own: the session was over again before it had begun
+            with suppress(QMPError, OSError, EOFError):
+                await self._client.disconnect()
+            raise EOFError("it was closed at once") from None
         self._pump = asyncio.create_task(self._pump_events())
 
     async def _pump_events(self) -> None:
@@ -124,8 +139,14 @@ class Monitor:
         return reply
 
     def send_fd(self, name: str, fd: int) -> None:
-        """Hand QEMU an open file under a name that ``fd:NAME`` URIs can use (QMP ``getfd``)."""
-        self._client.send_fd_scm(fd)
+        """Hand QEMU an open file under a name that ``fd:NAME`` URIs can use (QMP ``getfd``).
+
+        :raises MonitorLost: QEMU is gone.
+        """
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, OSError, AssertionError) as error:
+            raise MonitorLost("QEMU's monitor closed before a file was handed over", layer="qemu") from error
         self.execute("getfd", {"fdname": name})
 
     def human(self, command_line: str) -> str:

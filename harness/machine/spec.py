@@ -57,7 +57,8 @@ class Cpu(_Strict):
 class Profile(_Strict):
     """A kind of machine: one file in ``images/machines/``.
 
-    Timeouts are meant for KVM; under TCG they are multiplied by ``tcg_factor``.
+    Timeouts are meant for KVM; under TCG they are multiplied by ``tcg_factor``. ``tcg_thread`` says whether emulated
+    CPUs get a host thread each.
     """
 
     summary: str
@@ -71,6 +72,7 @@ class Profile(_Strict):
     console: str
     kernel_args: list[str] = []
     early_modules: list[str]
+    tcg_thread: Literal["multi", "single"] = "multi"
     nic: str = "virtio-net-pci,romfile="
     devices: dict[str, Device] = {}
     boot_timeout_s: Annotated[int, Field(ge=1)] = 30
@@ -171,7 +173,7 @@ def qemu_argv(plan: Plan, wiring: Wiring, accelerator: AcceleratorName) -> list[
     if accelerator == "kvm":
         argv += ["-accel", "kvm", "-cpu", profile.cpu.kvm]
     else:
-        argv += ["-accel", "tcg,thread=multi", "-cpu", profile.cpu.tcg]
+        argv += ["-accel", f"tcg,thread={profile.tcg_thread}", "-cpu", profile.cpu.tcg]
     argv += ["-smp", str(plan.vcpus), "-m", str(plan.memory_mib)]
     argv += ["-kernel", wiring.kernel, "-initrd", wiring.initrd, "-append", plan.command_line]
     argv += _connections(wiring)

@@ -33,7 +33,7 @@ class TraceEvent:
 
         :raises HostError: when the event has no such field: QEMU formats it otherwise than we read it.
         """
-        match = re.search(rf"\b{re.escape(field)}[:=]?\s*(0x[0-9a-fA-F]+|-?\d+)", self.text)
+        match = re.search(rf"\b{re.escape(field)}[:=]?\s*(0x[0-9a-fA-F]+|-?\d+)\b", self.text)
         if match is None:
             raise HostError(f"trace event {self.name} has no field {field}: {self.text}", layer="qemu")
         return int(match.group(1), 0)

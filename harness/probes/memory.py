@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import array
+import errno
 import mmap
 import os
 import re
 import signal
 import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself is slow to import
+    from collections.abc import Callable
 
 PAGE = mmap.PAGESIZE
 _BLOCKS = "/sys/devices/system/memory"
@@ -95,31 +100,50 @@ def blocks() -> list[dict[str, object]]:
     return [found[number] for number in sorted(found)]
 
 
-def set_block_state(block: int, state: str) -> dict[str, object]:
+def set_block_state(block: int, state: str, patience_s: float) -> dict[str, object]:
     """Bring a memory block ``online``, ``online_movable`` or ``offline``.
 
-    Gives the errno (0 when the kernel did it), how many KPF_OFFLINE pages the block had just before and has
-    now, and the migration counters' changes.
+    Gives the errno (0 when the kernel did it, ETIMEDOUT when it was still trying after ``patience_s``), how many
+    KPF_OFFLINE pages the block had just before, and the counters' changes.
     """
     path = f"{_BLOCKS}/memory{block}/state"
     pages = int(_read(f"{_BLOCKS}/block_size_bytes"), 16) // PAGE
     flagged = sum(_offline_flags(block * pages, pages))
     before = vmstat()
     started = time.monotonic()
-    errno = 0
-    try:
-        _write(path, state)
-    except OSError as error:
-        errno = error.errno or -1
+    code = _in_child(lambda: _write(path, state), patience_s)
     seconds = time.monotonic() - started
     after = vmstat()
     return {
-        "errno": errno,
+        "errno": code,
         "state": _read(path).strip(),
         "flagged_before": flagged,
         "seconds": seconds,
         "changes": {name: after[name] - before[name] for name in after if after[name] != before.get(name)},
     }
+
+
+def _in_child(work: Callable[[], None], timeout_s: float) -> int:
+    """Do something in a child and give its errno, 0 for success.
+
+    The kernel tries to empty a block for as long as it takes; only a signal to whoever asked for it ends that.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except OSError as error:
+            os._exit(error.errno or errno.EIO)
+        os._exit(0)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return errno.ETIMEDOUT
 
 
 def compact() -> dict[str, object]:

@@ -92,8 +92,9 @@ def print_failures(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> 
         for crash in scenario["crashes"]:
             console.print(f"  [red]crash on {escape(crash['layer'])}:[/] {escape(crash['title'])}", highlight=False)
         if verdict is not Verdict.SKIP:
-            console.print(f"  logs: {escape(scenario['results'])}", highlight=False, soft_wrap=True)
-            console.print(f"  again: {Path(scenario['results']) / 'repro.sh'}", highlight=False, soft_wrap=True)
+            console.print(f"  logs: {scenario['results']}", markup=False, highlight=False, soft_wrap=True)
+            repro = Path(scenario["results"]) / "repro.sh"
+            console.print(f"  again: {repro}", markup=False, highlight=False, soft_wrap=True)
 
 
 def verdict_line(scenarios: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ pair of parentheses: what is left is as deep as the expression looks, and can be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from typing import Any
@@ -27,6 +28,17 @@ MACROS = frozenset({"all", "exists", "exists_one", "filter", "map"})
 # A level with one child says nothing of its own.
 _LEVELS = frozenset(
     {"addition", "conditionaland", "conditionalor", "expr", "member", "multiplication", "relation", "unary"}
+)
+
+# A comment, a string as cel.lark has it, or a stretch without either.
+_LEXEME = re.compile(
+    r"""
+      //[^\n]*
+    | (?P<long>'{3}|"{3}) (?:\\.|[^\\])*? (?P=long)
+    | (?P<short>['"]) (?!(?P=short){2}) (?:\\[^\n]|(?!(?P=short))[^\\\n])* (?P=short)
+    | [^'"/]+ | /
+    """,
+    re.VERBOSE | re.DOTALL,
 )
 
 _HINTS: Mapping[str, str] = {
@@ -68,6 +80,7 @@ def parse(text: str) -> Node:
         raise CelSyntaxError("the expression is empty")
     if len(text) > MAX_LENGTH:
         raise CelSyntaxError(f"must be at most {MAX_LENGTH} characters long, got {len(text)}", "split it")
+    _check_quotes(text)
     try:
         whole = _parser().parse(text)
     except UnexpectedInput as error:
@@ -111,11 +124,24 @@ def _syntax_error(text: str, error: UnexpectedInput) -> CelSyntaxError:
         # cel-python makes its tokens for true and false without a position.
         return CelSyntaxError(f"syntax error: unexpected {quoted(str(token))}", _HINTS.get(str(token)))
     found = text[position] if token is None else str(token)
-    column = position - text.rfind("\n", 0, position)
-    where = f"line {text.count(chr(10), 0, position) + 1}, column {column}" if "\n" in text else f"column {column}"
-    if found in ("'", '"'):
-        return CelSyntaxError(f"syntax error: the quote at {where} of the expression is never closed", "close it")
+    where = _where(text, position)
     return CelSyntaxError(f"syntax error at {where} of the expression: unexpected {quoted(found)}", _HINTS.get(found))
+
+
+def _check_quotes(text: str) -> None:
+    """Refuse a string without an end: over its backslashes, cel-python's lexer takes exponential time."""
+    position = 0
+    while position < len(text):
+        found = _LEXEME.match(text, position)
+        if found is None:
+            where = _where(text, position)
+            raise CelSyntaxError(f"syntax error: the quote at {where} of the expression is never closed", "close it")
+        position = found.end()
+
+
+def _where(text: str, position: int) -> str:
+    column = position - text.rfind("\n", 0, position)
+    return f"line {text.count(chr(10), 0, position) + 1}, column {column}" if "\n" in text else f"column {column}"
 
 
 def literal_key(node: Any) -> str | int | None:

@@ -215,16 +215,16 @@ class _Check:
             return None
 
     def _assertions(self, evidence: Mapping[str, type[BaseModel]]) -> tuple[Expectation, ...]:
-        expectations = tuple(Expectation(text) for text in self._list("assert") if isinstance(text, str))
         # A step that could not be read may have left anything.
         guessed = any(key.startswith("drive") for key in self._refused)
-        for index, text in enumerate(self._list("assert")):
-            if isinstance(text, str):
-                expectation = Expectation(text)
-                anything = dict.fromkeys(expectation.roots, _Anything) if guessed else {}
-                for message, hint in expectation.check({**anything, **evidence}):
-                    self._add(("assert", index), message, hint)
-        return expectations
+        expectations = {
+            index: Expectation(text) for index, text in enumerate(self._list("assert")) if isinstance(text, str)
+        }
+        for index, expectation in expectations.items():
+            anything = dict.fromkeys(expectation.roots, _Anything) if guessed else {}
+            for message, hint in expectation.check({**anything, **evidence}):
+                self._add(("assert", index), message, hint)
+        return tuple(expectations.values())
 
     def _allow_crash(self, profile: ProfileSpec | None) -> None:
         for index in range(len(self._list("allow_crash"))):

@@ -39,7 +39,8 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     # A ``.yml`` is refused by load_file: better than a scenario that silently never runs.
-    return sorted(file for suffix in ("yaml", "yml") for file in path.rglob(f"*.{suffix}"))
+    found = (file for suffix in ("yaml", "yml") for file in path.rglob(f"*.{suffix}"))
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
 
 
 def load_file(path: Path, catalogue: Catalogue, *, root: Path) -> list[Scenario]:

@@ -7,6 +7,7 @@ describe the catalogue that the upper rooms pass down, and a scenario that has b
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ _CEL_RESERVED = frozenset(
 )
 
 
+# Unicode's categories of control and format characters, and of line and paragraph separators.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
 def _not_reserved(name: str) -> str:
     if name in _CEL_RESERVED:
         raise fault(f"{shown(name)} is a reserved word of CEL", "choose another name")
@@ -37,7 +42,7 @@ def _not_reserved(name: str) -> str:
 
 
 def _one_line(text: Any) -> Any:
-    if isinstance(text, str) and not text.isprintable():
+    if isinstance(text, str) and any(unicodedata.category(character) in _UNSEEN for character in text):
         raise fault(f"must be one line without control characters, got {shown(text)}")
     return text
 

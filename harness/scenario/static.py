@@ -112,7 +112,9 @@ class _Checker:
 
     def _apply(self, name: str, node: Any, arguments: Sequence[Types]) -> Types:
         """The types that an operation or function gives for its arguments' types."""
-        results = union(_results(name, combination) for combination in product(*arguments))
+        # What an optional value is compared with has to fit the value; null alone fits nothing but null.
+        present = [tuple(found for found in argument if found.kind != "null") or argument for argument in arguments]
+        results = union(_results(name, combination) for combination in product(*present))
         if results:
             return results
         numbers = [{found.kind for found in argument} for argument in arguments] in (

@@ -305,7 +305,9 @@ def _until(context: Context, done: Callable[[], bool], deadline: Deadline) -> No
 
 
 class HostMemory(Params):
-    """Nothing to set."""
+    """For how long QEMU's memory must not have shrunk before it is read; 0 reads it at once."""
+
+    settle_s: Annotated[float, Field(ge=0, le=600)] = 0
 
 
 class HostMemorySeen(Evidence):
@@ -315,6 +317,27 @@ class HostMemorySeen(Evidence):
 
 
 @verb("balloon.host_memory")
-def host_memory(context: Context, _: HostMemory) -> HostMemorySeen:
+def host_memory(context: Context, params: HostMemory) -> HostMemorySeen:
     """Read QEMU's resident memory on this host."""
+    smallest = _Lowest(params.settle_s)
+    deadline = context.within(120, "QEMU's memory to stop shrinking")
+    _until(context, lambda: smallest.settled(context.machine.resident_bytes() >> 20), deadline)
     return HostMemorySeen(resident_mib=context.machine.resident_bytes() >> 20)
+
+
+class _Lowest:
+    """Whether a value has stopped falling.
+
+    :param settle_s: for how long it must not have fallen.
+    """
+
+    def __init__(self, settle_s: float) -> None:
+        self._settle_s = settle_s
+        self._lowest: int | None = None
+        self._since = time.monotonic()
+
+    def settled(self, value: int) -> bool:
+        """Take in a new value."""
+        if self._lowest is None or value < self._lowest:
+            self._lowest, self._since = value, time.monotonic()
+        return time.monotonic() - self._since >= self._settle_s

@@ -196,13 +196,17 @@ class _LastOffline:
 
 
 class Offline(Params):
-    """Which block: a number, or the one that holds most of the balloon."""
+    """Which block: a number, or the one that holds most of the balloon; and for how long the kernel may try."""
 
     block: Annotated[int, Field(ge=0)] | Literal["most-ballooned"]
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 10
 
 
 class Offlined(Evidence):
-    """What offlining a block did: its KPF_OFFLINE pages just before, and the balloon pages that moved."""
+    """What offlining a block did: its KPF_OFFLINE pages just before, and the balloon pages that moved.
+
+    ``errno`` is 110 (ETIMEDOUT) when the kernel was still trying in the end.
+    """
 
     block: int
     flagged: int
@@ -216,7 +220,7 @@ class Offlined(Evidence):
 def offline(context: Context, params: Offline) -> Offlined:
     """Take a memory block offline: every movable page in it has to move."""
     block = params.block if isinstance(params.block, int) else _most_ballooned(context)
-    answer = context.call("memory.set_block_state", timeout_s=60, block=block, state="offline")
+    answer = _set_block_state(context, block, "offline", params.timeout_s)
     context.keep(_LastOffline, _LastOffline).block = block
     return Offlined(
         block=block,
@@ -226,6 +230,15 @@ def offline(context: Context, params: Offline) -> Offlined:
         state=answer["state"],
         seconds=round(answer["seconds"], 3),
     )
+
+
+def _set_block_state(context: Context, block: int, state: str, timeout_s: float) -> dict[str, Any]:
+    """Ask the guest, which gives up by itself: a kernel that never gets there is evidence, not a hang."""
+    patience_s = timeout_s * context.machine.time_factor
+    answer: dict[str, Any] = context.call(
+        "memory.set_block_state", timeout_s=timeout_s + 10, block=block, state=state, patience_s=patience_s
+    )
+    return answer
 
 
 def _most_ballooned(context: Context) -> int:
@@ -244,6 +257,7 @@ class Online(Params):
     """A block that is offline; by default the one that memory.offline took last."""
 
     block: Annotated[int, Field(ge=0)] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 10
 
 
 class Onlined(Evidence):
@@ -259,5 +273,5 @@ def online(context: Context, params: Online) -> Onlined:
     block = context.keep(_LastOffline, _LastOffline).block if params.block is None else params.block
     if block is None:
         raise CommandFailed("memory.online without a block, and none was taken offline before", layer="guest")
-    answer = context.call("memory.set_block_state", block=block, state="online_movable")
+    answer = _set_block_state(context, block, "online_movable", params.timeout_s)
     return Onlined(errno=answer["errno"], state=answer["state"])

@@ -15,9 +15,10 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 STATE = b"a saved fake: "
 _VERSION = {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian 1:7.2+dfsg-7+deb12u18+b3"}
@@ -52,7 +53,7 @@ class Arguments:
         self.chardevs: dict[str, dict[str, str]] = {}
         self.log: Path | None = None
         self.incoming = False
-        for name, value in zip(argv, argv[1:], strict=False):
+        for name, value in pairwise(argv):
             if name == "-chardev":
                 options = dict(part.partition("=")[::2] for part in value.split(",")[1:])
                 self.chardevs[options["id"]] = options
@@ -66,18 +67,19 @@ class FakeConsole:
     """The console: a log that grows, and a socket on which whoever types is echoed and answered."""
 
     def __init__(self, options: dict[str, str], replies: dict[str, str]) -> None:
-        self._log: IO[bytes] = Path(options["logfile"]).open("ab", buffering=0)
+        self._log = os.open(options["logfile"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._replies = replies
         self._lock = Lock()
         self._client: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        Path(options["path"]).unlink(missing_ok=True)  # as QEMU does
         self._listener.bind(options["path"])
         self._listener.listen(1)
         Thread(target=self._serve, daemon=True).start()
 
     def write(self, data: bytes) -> None:
         with self._lock:
-            self._log.write(data)
+            os.write(self._log, data)
             if self._client is not None:
                 self._client.sendall(data)
 
@@ -162,12 +164,15 @@ class FakeQemu:
         self._happen(self.script["late"])
 
     def _happen(self, what: dict[str, Any]) -> None:
+        """One turn of the script: print, stop, end."""
         self.console.write(what.get("prints", "").replace("\n", "\r\n").encode())
         if what.get("stops"):
             self.status = what["stops"]
             self.monitor.event("STOP")
         if what.get("ends"):
             time.sleep(what.get("after_s", 0))
+            if "reason" in what["ends"]:
+                self.monitor.event("SHUTDOWN", guest=True, reason=what["ends"]["reason"])
             end(what["ends"])
 
     def run(self) -> None:
@@ -226,7 +231,8 @@ class FakeQemu:
             return f"unknown command: '{command_line}'\r\n"
         text = "Hub -1 (net0):\r\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n"
         if self.script["port"]:
-            text += f"  TCP[HOST_FORWARD]  11       127.0.0.1 {self.script['port']:5}       10.0.2.15    22     0     0\r\n"
+            port = self.script["port"]
+            text += f"  TCP[HOST_FORWARD]  11       127.0.0.1 {port:5}       10.0.2.15    22     0     0\r\n"
         return text
 
     def do_trace_event_set_state(self, name: str, enable: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import IO, Self
 
 import paramiko
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
 from harness.guest.identity import Identity
 from harness.guest.probe import AGENT
@@ -76,7 +79,7 @@ class Session:
 
     def drop(self) -> None:
         """Break the connection without a word, as a guest does that is gone."""
-        self.transport.sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+        self.transport.sock.shutdown(socket.SHUT_RDWR)
 
 
 def run_here(session: Session) -> None:
@@ -86,8 +89,7 @@ def run_here(session: Session) -> None:
         directories = (session.guest.probes, PROBES)
         argv = (sys.executable, "-I", "-S", "-u", "-c", _AGENT, *map(str, filter(None, directories)))
     channel = session.channel
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        session.guest.processes.append(process)
+    with session.guest.start(argv) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         threads = [
             Thread(target=_type, args=(channel, process.stdin)),
@@ -128,15 +130,17 @@ class _Interface(paramiko.ServerInterface):
         return "publickey"
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        if self._guest.frozen_at == "login":
+            self._guest.thaw.wait(60)
         wanted = self._guest.identity.client_pkey()
         if username == "root" and key.asbytes() == wanted.asbytes() and self._guest.lets_in:
-            return paramiko.AUTH_SUCCESSFUL
-        return paramiko.AUTH_FAILED
+            return AUTH_SUCCESSFUL
+        return AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
         if self._guest.frozen_at == "open":
             self._guest.thaw.wait(60)
-        return paramiko.OPEN_SUCCEEDED
+        return OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         if self._guest.frozen_at == "exec":
@@ -159,7 +163,7 @@ class FakeGuest:
     :param commands: what stands in for commands of that name; others run on this host.
     :param lets_in: whether the client's key is accepted.
     :param deaf_to: so many connections are accepted and dropped before one is served, as slirp does.
-    :param frozen_at: ``open`` or ``exec``: where the server stops answering until :attr:`thaw` is set.
+    :param frozen_at: ``login``, ``open`` or ``exec``: where the server stops answering until :attr:`thaw` is set.
     :param probes: a directory with probe modules of the test's own.
     """
 
@@ -179,7 +183,9 @@ class FakeGuest:
         self.frozen_at = frozen_at
         self.thaw = Event()
         self.probes = probes
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._starting = Lock()
+        self._closed = False
         self.asked: list[tuple[str, ...]] = []
         self.lock = Lock()
         self._deaf_to = deaf_to
@@ -216,6 +222,16 @@ class FakeGuest:
         self._threads.append(thread)
         thread.start()
 
+    def start(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a process of the guest's, with pipes, in a session of its own."""
+        with self._starting:
+            if self._closed:
+                raise EOFError("the guest is gone")
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+            self._processes.append(process)
+            return process
+
     def _run(self, session: Session) -> None:
         with suppress(*_OFFLINE):
             session.settle()
@@ -238,8 +254,10 @@ class FakeGuest:
         self._acceptor.join()
         for transport in self._transports:
             transport.close()
-        for process in self.processes:
+        with self._starting:
+            self._closed = True
+        for process in self._processes:
             if process.poll() is None:
-                process.kill()
-        for thread in (*self._threads, *self._transports):
+                os.killpg(process.pid, signal.SIGKILL)
+        for thread in (*self._transports, *self._threads):
             thread.join(10)

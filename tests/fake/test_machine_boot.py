@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
+import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -16,7 +19,6 @@ from harness.machine import console as console_module
 from harness.machine import machine as machine_module
 from harness.machine.console import ConsoleFlood
 from harness.machine.process import is_running
-from harness.machine.qmp import Monitor
 from tests.fake.conftest import soon
 from tests.fake.guest import FakeGuest
 from tests.fake.rig import BOOT, Rig
@@ -116,7 +118,7 @@ def test_a_crash_that_was_provoked_on_purpose_is_no_error(rig: Rig) -> None:
     rig.boot(boot=[BOOT[0], PANIC, PANIC_ENDS, *BOOT[1:]])
 
 
-# -- QEMU is at fault ------------------------------------------------------------------------------------------------------
+# -- QEMU is at fault --------------------------------------------------------------------------------------------------
 
 
 def test_without_qemu_the_host_is_at_fault(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +199,6 @@ def test_a_forward_that_qemu_does_not_tell(rig: Rig) -> None:
 
 
 def test_a_full_disk(rig: Rig) -> None:
-    rig.machine._wiring.initrd  # noqa: B018
     Path(rig.machine._wiring.initrd).symlink_to("/dev/full")
     with pytest.raises(HostError, match="initramfs") as caught:
         rig.machine.boot()
@@ -205,18 +206,24 @@ def test_a_full_disk(rig: Rig) -> None:
     Path(rig.machine._wiring.initrd).unlink()
 
 
-def test_ctrl_c_while_qemu_starts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> Monitor:
-        raise KeyboardInterrupt
+def test_ctrl_c_while_qemu_starts(rig: Rig) -> None:
+    def interrupt() -> None:
+        deadline = soon()
+        while not (rig.machine.pids or deadline.expired):
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(machine_module, "Monitor", interrupted)
-    rig.write_script()
+    rig.write_script(greets="no")
+    person = Thread(target=interrupt)
+    person.start()
     with pytest.raises(KeyboardInterrupt):
         rig.machine.boot()
+    person.join()
     assert not is_running(rig.machine.pids[0])
 
 
-# -- the guest is at fault -------------------------------------------------------------------------------------------------
+# -- the guest is at fault ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rest", [PANIC_ENDS, ""], ids=["told to its end", "cut off"])
@@ -292,7 +299,7 @@ def test_another_machine_on_the_port(rig: Rig) -> None:
     assert not stranger.asked
 
 
-# -- how long it waits -----------------------------------------------------------------------------------------------------
+# -- how long it waits -------------------------------------------------------------------------------------------------
 
 
 def test_emulation_gets_more_time(rig: Rig) -> None:

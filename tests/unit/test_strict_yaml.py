@@ -116,7 +116,7 @@ def test_refuses_what_yaml_readers_disagree_about(word: str) -> None:
         ("1: a", "keys must be strings, got 1", 1, 1),
         ("true: a", "keys must be strings, got true", 1, 1),
         ("~: a", "keys must be strings, got ~", 1, 1),
-        ("{: a}", "keys must be strings, got nothing", 1, 2),
+        ("?\n: a", "keys must be strings, got nothing", 1, 2),
         ("? [a]\n: b", "keys must be strings, got a list, mapping or alias", 1, 3),
         ("{a: 1}: b", "keys must be strings, got a list, mapping or alias", 1, 1),
         ("a: 1\n---\nb: 2", "only one document is allowed in a file", 2, 1),
@@ -368,7 +368,7 @@ values = st.recursive(
 
 
 @given(values)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_what_is_dumped_is_read_back(value: Any) -> None:
     found = parse(dump(value), "f").value
     assert found == value
@@ -384,7 +384,7 @@ def test_dump_writes_no_aliases() -> None:
 @example('"\\UFFFFFFFF"')
 @example("%YAML 1.99")
 @example("\ud800")
-@settings(deadline=2000, max_examples=1500)
+@settings(deadline=2000, max_examples=600)
 def test_arbitrary_text_gives_plain_values_or_problems(text: bytes | str) -> None:
     try:
         document = parse(text, "f")

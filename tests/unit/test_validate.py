@@ -271,7 +271,7 @@ values = st.recursive(
 
 
 @given(st.dictionaries(keys, values, max_size=6))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 def test_any_value_is_taken_or_told_apart(value: dict[str, Any]) -> None:
     try:
         validate(Recipe, parse("{}", "f"), value=value)

@@ -1,0 +1,171 @@
+"""The harness is killed or interrupted: nothing of it stays, and what it knew by then is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.images import Store
+from tests.vm.conftest import ALL, Bench, only_all, slow, until
+
+pytestmark = pytest.mark.vm
+
+SLEEPS = {"guest.run": {"argv": ["sleep", "60"]}}
+SAYS = {"guest.run": {"as": "said", "argv": ["echo", "hello"]}}
+#: By phase, the line that a run prints when it enters it; ``drive`` when its second step runs.
+SIGNS = {"boot": ": boot", "load": ": load", "drive": "step 2/2"}
+
+
+def sleeper(bench: Bench) -> Path:
+    """A scenario that loads a module, and whose second step takes a minute."""
+    return bench.scenario("sleeper", load=[{"guest": "virtio_balloon"}], drive=[SAYS, SLEEPS])
+
+
+def scratch(bench: Bench) -> list[str]:
+    """The machines' directories in TMPDIR."""
+    return [name for name in bench.temporary() if name.startswith(f"harness-{os.getuid()}-")]
+
+
+# -- SIGKILL ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phases", [("boot", "drive"), slow(("load",))])
+def test_a_harness_that_is_killed_takes_its_machine_with_it(bench: Bench, phases: tuple[str, ...]) -> None:
+    """It cannot tidy up after itself, so the next run does."""
+    for phase in phases:
+        run = bench.start_run(sleeper(bench))
+        run.wait_for(SIGNS[phase])
+        run.qemu()
+        run.signal(signal.SIGKILL)
+        assert run.wait().status == -signal.SIGKILL
+        bench.nothing_runs()
+        assert len(scratch(bench)) == 1, "each run removes what the one before it left"
+        assert bench.temporary() == scratch(bench)
+    done = bench.run(bench.scenario())
+    done.came_to(0, "pass")
+    assert done.text.count("which a killed run had left behind") == 1
+    bench.nothing_is_left()
+
+
+# -- SIGTERM and SIGINT -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "phase"),
+    [
+        (signal.SIGTERM, "boot"),
+        (signal.SIGINT, "drive"),
+        slow(signal.SIGINT, "boot"),
+        slow(signal.SIGINT, "load"),
+        slow(signal.SIGTERM, "load"),
+        slow(signal.SIGTERM, "drive"),
+        slow(signal.SIGHUP, "drive"),
+    ],
+)
+def test_a_harness_that_is_interrupted(bench: Bench, number: signal.Signals, phase: str) -> None:
+    """A second Ctrl-C, for the impatient, does not spoil what the first one began."""
+    run = bench.start_run(sleeper(bench), bench.scenario("never"))
+    run.wait_for(SIGNS[phase])
+    until(lambda: list(bench.root.glob("results/*/console-guest.log")), "the guest's first words")
+    run.signal(number)
+    time.sleep(0.02)
+    run.signal(signal.SIGINT)
+    done = run.wait()
+    result = done.came_to(2, "error", "interrupted", f"during {phase}")
+    assert "interrupted: 1 not begun" in done.text
+    assert "Traceback" not in done.text
+    assert done.seconds < 60
+    assert (result["evidence"].get("said") is not None) is (phase == "drive")
+    kept = {path.name for path in Path(result["results"]).iterdir()}
+    assert {"console-guest.log", "qmp.jsonl", "qemu.argv", "evidence.json"} <= kept
+    bench.nothing_is_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
+def test_an_interruption_during_teardown_comes_after_it(bench: Bench, number: signal.Signals) -> None:
+    """What has been judged stays judged; nothing else is begun."""
+    run = bench.start_run(bench.scenario("first"), bench.scenario("second"))
+    run.wait_for(": assert")
+    run.signal(number)
+    done = run.wait()
+    result = done.only
+    assert done.status == 2, done.text
+    assert "interrupted" in done.text
+    assert result["id"] == "first"
+    written = json.loads((Path(result["results"]) / "result.json").read_text())
+    assert written["verdict"] == result["verdict"]
+    # It may have come a moment before the verdict.
+    assert result["verdict"] == "pass" or result["reason"].startswith("interrupted"), result
+    bench.nothing_is_left()
+
+
+@only_all
+def test_an_interruption_of_a_run_with_workers(bench: Bench) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        run = bench.start_run("-j", "2", sleeper(bench), bench.scenario("second", drive=[SAYS, SLEEPS]))
+
+        def both_run() -> bool:
+            names = [process.name() for process in bench.processes()]
+            return sum(name.startswith("qemu-system") for name in names) == 2
+
+        until(both_run, "two QEMUs")
+        time.sleep(3)
+        run.signal(number)
+        done = run.wait()
+        assert done.status == (2 if number != signal.SIGKILL else -number), done.text
+        until(lambda: not bench.processes(), "the workers' end", timeout_s=30)
+        bench.nothing_is_left()
+
+
+# -- while images are built -------------------------------------------------------------------------------------
+
+
+def build_until(bench: Bench, cache: Path, sign: str, number: signal.Signals) -> None:
+    """Build the PC's images and send a signal when the build says something."""
+    run = bench.start("images", "build", "pc", environment={"HARNESS_CACHE": str(cache)})
+    run.wait_for(sign)
+    time.sleep(0.2)
+    assert run.process.poll() is None, f"the build is over, and was not interrupted:\n{run.text}"
+    run.signal(number)
+    done = run.wait()
+    until(lambda: not bench.processes(), "the end of what it had started", timeout_s=10)
+    if number == signal.SIGKILL:
+        assert done.status == -signal.SIGKILL
+    else:
+        assert done.status == 2, done.text
+        assert f"interrupted by {number.name}" in done.text or number == signal.SIGINT
+        assert "interrupted" in done.text
+        assert "Traceback" not in done.text
+        assert list((cache / "tmp").iterdir()) == []
+
+
+def test_an_image_build_that_is_killed(bench: Bench) -> None:
+    """At several moments, one after the other in one cache: the next build goes on from there."""
+    cache = bench.root / "cache"
+    for sign, number in (
+        ("reading Debian", signal.SIGKILL),
+        ("fetching", signal.SIGTERM),
+        *((("fetching", signal.SIGKILL),) if ALL else ()),
+        ("unpacking kernel", signal.SIGKILL),
+        ("packing root file system", signal.SIGINT),
+        *((("packing root file system", signal.SIGKILL),) if ALL else ()),
+    ):
+        build_until(bench, cache, sign, number)
+    done = bench.start("images", "build", "pc", environment={"HARNESS_CACHE": str(cache)}).wait()
+    assert done.status == 0, done.text
+    store = Store(cache)
+    entries = store.list()
+    assert {entry.kind for entry in entries} >= {"kernel", "rootfs"}
+    objects = {entry.path(name).name for entry in entries for name in entry.files}  # compares each with its hash
+    assert {path.name for path in (cache / "objects").iterdir()} == objects
+    assert list((cache / "tmp").iterdir()) == []
+    odd = [path for pattern in ("*.tmp", ".*.tmp") for path in cache.rglob(pattern)]
+    assert odd == []
+    for package in (cache / "debs").glob("*.deb"):
+        subprocess.run(["dpkg-deb", "--info", package], check=True, capture_output=True)
