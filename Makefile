@@ -6,7 +6,7 @@ SCENARIOS ?= scenarios
 
 .PHONY: run test setup host-packages images lint clean
 
-run: setup images
+run: setup
 	$(VENV)/bin/harness run $(SCENARIOS)
 
 test: setup

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from harness.doctor import State, diagnose, print_findings
-from harness.errors import HarnessError, Problem, UsageError
+from harness.errors import HarnessError, HostError, Problem, UsageError
 from harness.interrupts import unwind_on_signals
 from harness.plugin import Front
 from harness.progress import PlainProgress, RichProgress, SilentProgress
@@ -93,11 +94,14 @@ def _interruptible(command: Callable[P, None]) -> Callable[P, None]:
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         unwind_on_signals()
+        console = Console(stderr=True)
         try:
             command(*args, **kwargs)
+        except OSError as error:
+            _fail(console, HostError(f"the host failed: {error}"), summary.ERRORED)
         except KeyboardInterrupt as error:
             by = f" by {error}" if str(error) else ""
-            Console(stderr=True).print(f"interrupted{by}", style="bold red", highlight=False)
+            console.print(f"interrupted{by}", style="bold red", highlight=False)
             raise typer.Exit(summary.ERRORED) from None
 
     return wrapped
@@ -192,7 +196,7 @@ def _run_pytest(console: Console, workspace: Workspace, arguments: list[str]) ->
     progress = for_console(console)
     front = Front(workspace, progress)
     try:
-        pytest.main(arguments, plugins=[front])
+        ended = pytest.main(arguments, plugins=[front])
     finally:
         progress.close()
     finished = front.finished
@@ -207,7 +211,12 @@ def _run_pytest(console: Console, workspace: Workspace, arguments: list[str]) ->
         rest = "" if front.selected is None else f": {front.selected - len(finished)} not begun"
         console.print(f"interrupted{rest}", style="bold red")
     console.print(summary.verdict_line(finished), markup=False, highlight=False)
-    return summary.ERRORED if front.interrupted else summary.exit_status(finished)
+    # What went wrong outside of any scenario must not look like success, nor like nothing.
+    if ended in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        return summary.exit_status(finished)
+    if not front.interrupted:
+        console.print(f"pytest itself failed: {ended!r}", style="bold red", markup=False, highlight=False)
+    return summary.USAGE if ended == pytest.ExitCode.USAGE_ERROR else summary.ERRORED
 
 
 @app.command()
@@ -303,4 +312,8 @@ def main() -> None:
     # Of its own, typer ends a wrong command line with 2, which here blames the harness or the host.
     usage_error: Any = typer.BadParameter.__mro__[1]
     usage_error.exit_code = summary.USAGE
-    app()
+    try:
+        app()
+    except Exception:  # Python's own exit status for it, 1, would blame the product
+        traceback.print_exc()
+        sys.exit(summary.ERRORED)

@@ -27,6 +27,7 @@ _TOOLS = {
     "setpriv": "util-linux",
     "apt-get": "apt",
     "dpkg-deb": "dpkg",
+    "zstd": "zstd",
 }
 _NEEDED_MIB = 4096
 

@@ -80,6 +80,11 @@ class HarnessSession:
         self.finished.append(result)
         self.progress.finished(result)
 
+    def record_lost(self, name: str, why: str) -> None:
+        """A scenario was begun and nothing came of it: the process that ran it was killed, or its set-up failed."""
+        reason = f"no result: {why.strip()}"
+        self.record(ScenarioResult(name, name, "", (), {}, self.results, reason=reason).to_json())
+
 
 class Front:
     """``harness run``'s part in a pytest session: its workspace, its progress, and what came of it.
@@ -251,6 +256,7 @@ class Gather:
 
     def __init__(self, session: HarnessSession) -> None:
         self._session = session
+        self._recorded: set[str] = set()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -262,6 +268,11 @@ class Gather:
         result = getattr(report, "harness_result", None)
         if result is not None:
             self._session.record(result)
+            self._recorded.add(report.nodeid)
+        elif report.failed and report.nodeid not in self._recorded and ".yaml::" in report.nodeid:
+            # xdist tells so of a worker that was killed, and only that.
+            self._session.record_lost(report.nodeid.rpartition("::")[2], str(report.longrepr))
+            self._recorded.add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
         """Write ``--harness-json``."""

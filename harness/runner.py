@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from rich.filesize import decimal
 
+from harness import strict_yaml
 from harness.deadline import Deadline, DeadlineExceeded
 from harness.errors import GuestCrash, GuestError, HarnessError, HostError
 from harness.images import Images
@@ -27,7 +28,6 @@ from harness.machine.spec import Profile
 from harness.oops import Blame, Report
 from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, UnderTest, Verdict, write_json
 from harness.scenario.model import Scenario, Step
-from harness.scenario.write import dump_scenario
 from harness.steps.base import Context, Verb
 from harness.testbed import Testbed
 
@@ -115,7 +115,7 @@ class Runner:
         )
         try:
             directory.mkdir(parents=True)
-            (directory / "scenario.yaml").write_text(dump_scenario(scenario), encoding="utf-8")
+            (directory / "scenario.yaml").write_text(strict_yaml.dump(dict(scenario.resolved)), encoding="utf-8")
         except OSError as error:
             result.reason = _unwritable(result.results, error)
             return result

@@ -36,7 +36,7 @@ def open_shell(
     overrides = workspace.overrides(under_test)
     accelerator = workspace.accelerator(accel, profile.arch)
     results = Path("results").absolute() / f"shell-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    results.mkdir(parents=True)
+    results.mkdir(parents=True, exist_ok=True)
     console.print(f"{scenario.id}: booting under {accelerator.name} ({accelerator.why})", markup=False, soft_wrap=True)
     with Testbed(scenario, profile, workspace.images, accelerator, results, overrides) as testbed:
         testbed.prepare()
@@ -61,7 +61,7 @@ def _say_how(console: Console, machine: Machine, scratch: Path, results: Path) -
     key, known = scratch / "key", scratch / "known_hosts"
     key.touch(mode=0o600)
     key.write_text(machine.identity.client_private_openssh())
-    port = machine.port()
+    port = machine.monitor.forwarded_port()
     known.write_text(f"[127.0.0.1]:{port} {machine.identity.known_hosts_key()}\n")
     lines = (
         f"ssh:     ssh -i {key} -o UserKnownHostsFile={known} -p {port} root@127.0.0.1",

@@ -129,6 +129,7 @@ class Testbed:
             vcpus=boot.vcpus or profile.vcpus,
             kernel_args=tuple(boot.kernel_args),
             devices=boot.devices,
+            cpu=boot.cpu,
         )
         self.versions["kernel"] = kernel.release
         self.versions.update(self._images.hashes(kernel, profile.rootfs, profile.arch))
@@ -150,7 +151,7 @@ class Testbed:
     def boot(self) -> None:
         """Boot the machine until it takes commands."""
         self.machine.boot()
-        self.versions["qemu"] = self.machine.qemu_version()
+        self.versions["qemu"] = self.machine.monitor.qemu_version()
 
     def load(self) -> list[LoadedModule]:
         """Load the scenario's modules, each with what it depends on."""

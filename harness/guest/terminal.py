@@ -14,9 +14,12 @@ from contextlib import contextmanager
 
 import paramiko
 
+from harness.deadline import Deadline
+
 #: Ctrl-], as telnet has it: leaves the guest.
 ESCAPE = b"\x1d"
 _POLL_S = 0.2
+_SILENCE_S = 5.0
 
 Stream = paramiko.Channel | socket.socket
 
@@ -38,13 +41,18 @@ def _raw(descriptor: int) -> Iterator[None]:
 def join(stream: Stream, check: Callable[[], None]) -> None:
     """Carry keys to the guest and its output back, until either side ends or the person types Ctrl-].
 
+    A console knows no end of input: when a script's has ended, it is left once it has been silent for a while.
+
     :param check: called now and then; raises when the machine has gone.
     """
     keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
     listening = [keyboard, stream]
+    silence: Deadline | None = None
     with _raw(keyboard):
-        while True:
+        while silence is None or not silence.expired:
             ready, _, _ = select.select(listening, [], [], _POLL_S)
+            if silence is not None and ready:
+                silence = _silence()
             if stream in ready:
                 data = stream.recv(1 << 16)
                 if not data:
@@ -60,7 +68,13 @@ def join(stream: Stream, check: Callable[[], None]) -> None:
                     listening.remove(keyboard)
                     if isinstance(stream, paramiko.Channel):
                         stream.shutdown_write()
+                    else:
+                        silence = _silence()
             check()
+
+
+def _silence() -> Deadline:
+    return Deadline.after(_SILENCE_S, "the console to say more")
 
 
 def window() -> tuple[int, int]:

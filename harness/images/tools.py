@@ -22,7 +22,6 @@ _PACKAGES = {
     "apt-get": "apt",
     "dpkg-deb": "dpkg",
     "setpriv": "util-linux",
-    "xz": "xz-utils",
     "zstd": "zstd",
 }
 """Which Debian package brings a program."""

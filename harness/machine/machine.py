@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import shlex
-import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +32,7 @@ from harness.machine.console import Console
 from harness.machine.initrd import write_initrd
 from harness.machine.process import Process, describe_exit
 from harness.machine.qmp import Monitor, MonitorLost
+from harness.machine.scratch import check_room
 from harness.machine.spec import Plan, Wiring, qemu_argv
 from harness.machine.trace import Tracer
 from harness.oops import Blame, Report, Severity
@@ -41,8 +40,6 @@ from harness.oops import Blame, Report, Severity
 #: Who kills QEMU with these is the OOM killer or a person, and may not do it again.
 _SIGNALS_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
-#: A disk with less is full: QEMU drops what it cannot write to logs and traces, and evidence would lie.
-_FULL_DISK_BYTES = 1 << 20
 #: How long QEMU may take to be gone after its sockets have closed.
 _END_S = 1.0
 
@@ -56,7 +53,6 @@ _HINTS: dict[type[HarnessError], str] = {
     DeadlineExceeded: _WAITED,
     LostConnection: "the machine still runs: was its SSH server, or the probe's process, killed?",
 }
-_HOST_FORWARD = re.compile(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s")
 
 
 class ProvokedCrash(GuestError):
@@ -168,7 +164,7 @@ class Machine:
         write_initrd(Path(self._wiring.initrd), self.files.segments, self.identity)
         timeout_s = self.plan.profile.boot_timeout_s * self.time_factor
         deadline = Deadline.after(timeout_s, f"the guest to boot ({timeout_s:.0f} s under {self.accelerator.name})")
-        self._start(self._wiring)
+        self.start()
         try:
             self.console.wait_for(READY, deadline, self.check)
             self.timings.ready = self._elapsed()
@@ -187,14 +183,19 @@ class Machine:
     def _elapsed(self) -> float:
         return round(time.monotonic() - self._live.started, 3)
 
-    def _start(self, wiring: Wiring) -> None:
+    def start(self, *, incoming: bool = False) -> None:
+        """Start QEMU and open its monitor.
+
+        :param incoming: whether QEMU waits for a saved state instead of booting.
+        :raises HostError: QEMU cannot be started, or ends at once.
+        """
         ours, theirs = socket.socketpair()
         self._starts += 1
         # QEMU truncates its log when it starts, so a restored machine gets another one.
         log = self.results / ("trace.log" if self._starts == 1 else f"trace-{self._starts}.log")
         with ExitStack() as stack, theirs:
             stack.callback(ours.close)
-            wiring = replace(wiring, monitor_fd=theirs.fileno(), log=str(log))
+            wiring = replace(self._wiring, monitor_fd=theirs.fileno(), log=str(log), incoming=incoming)
             argv = qemu_argv(self.plan, wiring, self.accelerator.name)
             (self.results / "qemu.argv").write_text(shlex.join(argv) + "\n", encoding="utf-8")
             started = time.monotonic()
@@ -230,10 +231,9 @@ class Machine:
         running.process.kill()
         with ExitStack() as stack:
             stack.callback(running.monitor.close)
-            if running.ssh is not None:
-                stack.callback(running.ssh.close)
-            if running.probe is not None:  # paramiko keeps a channel's pipe until the channel itself is closed
-                stack.callback(running.probe.close)
+            for connection in (running.ssh, running.probe):  # paramiko keeps a channel's pipe until it is closed itself
+                if connection is not None:
+                    stack.callback(connection.close)
 
     # -- what steps use ------------------------------------------------------------------------------------
 
@@ -262,25 +262,12 @@ class Machine:
         """QEMU's trace events."""
         return self._live.tracer
 
-    def qemu_version(self) -> str:
-        """QEMU's version, with its packager's suffix."""
-        version = self.monitor.execute("query-version")
-        number = version["qemu"]
-        return f"{number['major']}.{number['minor']}.{number['micro']} {version['package']}".strip()
-
-    def port(self) -> int:
-        """The loopback port, chosen by QEMU, that leads to the guest's SSH server."""
-        match = _HOST_FORWARD.search(self.monitor.human("info usernet"))
-        if match is None:
-            raise HostError("QEMU does not say which port it forwards", layer="qemu")
-        return int(match.group(1))
-
     def ssh(self, deadline: Deadline) -> Ssh:
         """The connection to the guest; made at first use."""
         live = self._live
         if live.ssh is None:
             live.ssh = Ssh.connect(
-                self.port(),
+                self.monitor.forwarded_port(),
                 self.identity,
                 layer=self.layer,
                 journal=self.journal,
@@ -300,6 +287,16 @@ class Machine:
             live.probe = Probe(self.ssh(deadline), deadline)
         return live.probe
 
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """While the block runs, a guest that is stopped is no fault."""
+        live = self._live
+        live.pauses_expected = True
+        try:
+            yield
+        finally:
+            live.pauses_expected = False
+
     # -- health --------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -314,7 +311,7 @@ class Machine:
         for console in self.consoles:
             for report in self._new_reports(console):
                 self._raise_if_fatal(report, console)
-        self._check_disk()
+        check_room(self.results)
         live = self._live
         status = live.process.poll()
         if status is not None:
@@ -391,14 +388,6 @@ class Machine:
         fatal = [report for report in self.console.reports if report.severity is Severity.FATAL]
         return any(self._tolerated(report) for report in (*fatal, end))
 
-    def _check_disk(self) -> None:
-        free = shutil.disk_usage(self.results).free
-        if free < _FULL_DISK_BYTES:
-            raise HostError(
-                f"the disk of {self.results} is full: {free >> 10} KiB are free",
-                hint="free some space, or choose another place with --results",
-            )
-
     def explain(self, error: HarnessError) -> HarnessError:
         """What is behind an error that a step ran into: a crash, QEMU's end, a full disk; else the error itself.
 
@@ -425,64 +414,7 @@ class Machine:
                 hint=f"who stopped process {self.pid}? A debugger, a full session quota, a frozen container?",
             )
         if isinstance(error, GuestHang | LostConnection | DeadlineExceeded):
-            error.layer = error.layer or self.layer
-            error.tail = error.tail or self.console.tail()
+            error.layer, error.tail = error.layer or self.layer, error.tail or self.console.tail()
             error.log = error.log or self.console.log
             error.hint = error.hint or _HINTS.get(type(error))
         return error
-
-    # -- saved state ---------------------------------------------------------------------------------------
-
-    def save(self, state: Path, deadline: Deadline) -> None:
-        """Stop the guest and write its whole state to a file (QMP ``migrate``). QEMU is ended.
-
-        :raises HostError: when QEMU cannot save it, a full disk included.
-        """
-        live = self._live
-        live.pauses_expected = True
-        live.monitor.execute("stop")
-        with state.open("wb") as file:
-            live.monitor.send_fd("state", file.fileno())
-            live.monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
-            live.monitor.execute(
-                "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
-            )
-            live.monitor.execute("migrate", {"uri": "fd:state"})
-            self._await_migration(deadline)
-        self.kill()
-
-    def restore(self, state: Path, deadline: Deadline) -> None:
-        """Start QEMU from a saved state and let the guest go on; its SSH connection is new.
-
-        :raises HostError: when QEMU refuses the state.
-        """
-        self._start(replace(self._wiring, incoming=True))
-        live = self._live
-        live.pauses_expected = True
-        with state.open("rb") as file:
-            live.monitor.send_fd("state", file.fileno())
-            live.monitor.execute(
-                "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
-            )
-            live.monitor.execute("migrate-incoming", {"uri": "fd:state"})
-            self._await_migration(deadline)
-        live.monitor.execute("cont")
-        live.pauses_expected = False
-        self.ssh(deadline)
-
-    def _await_migration(self, deadline: Deadline) -> None:
-        done = None
-        while done is None and not deadline.expired:
-            self.check()  # a QEMU that has ended tells nothing any more
-            done = self._live.monitor.wait_event(
-                "MIGRATION",
-                deadline.within(_END_S, deadline.what),
-                lambda event: event["data"]["status"] in ("completed", "failed"),
-            )
-        if done is None or done["data"]["status"] == "failed":
-            raise HostError(
-                "QEMU could not move the machine's state" if done else "QEMU did not move the machine's state in time",
-                layer="qemu",
-                tail=self.qemu_output.tail(),
-                hint=f"free space there: {shutil.disk_usage(self.scratch).free >> 20} MiB",
-            )

@@ -22,6 +22,8 @@ import psutil
 from harness.deadline import Deadline
 from harness.errors import HostError
 
+# The signal is for the parent's death from now on: one that died before that moment is no longer this one's parent.
+_UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
 _ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR")
 
 
@@ -70,7 +72,7 @@ def _host_errors(program: str) -> Iterator[None]:
 class Process:
     """A running host process.
 
-    :param argv: the command; no shell is involved.
+    :param argv: the command; no shell reads it.
     :param output: file that receives its standard output and error.
     :param pass_fds: file descriptors that it inherits under the same numbers.
     :raises HostError: when the program does not exist or cannot be started.
@@ -79,7 +81,8 @@ class Process:
     def __init__(self, argv: Sequence[str], *, output: Path, cwd: Path, pass_fds: Sequence[int] = ()) -> None:
         if shutil.which(argv[0]) is None:
             raise HostError(f"{argv[0]} is not installed", hint="run `make setup`, or see `harness doctor`")
-        command = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
+        guard = ["sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
+        command = ["setpriv", "--pdeathsig", "KILL", "--", *guard, *argv]
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         # A file that cannot be opened and a program that cannot be started are the same to who asks.
         with _host_errors(argv[0]), output.open("ab") as log:
@@ -138,11 +141,24 @@ class Process:
 
 
 def run_to_end(argv: Sequence[str], *, timeout_s: float = 10) -> str:
-    """Run a short command of this host and give what it printed, whatever its exit status."""
-    done = subprocess.run(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s, check=False
-    )
-    return done.stdout.decode("utf-8", "replace")
+    """Run a short command of this host and give what it printed, whatever its exit status.
+
+    One that does not end in time is ended; one that cannot be started has "printed" why.
+    """
+    try:
+        said = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout_s,
+            check=False,
+        ).stdout
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout or b""
+    except OSError as error:
+        said = str(error).encode()
+    return said.decode("utf-8", "replace")
 
 
 def describe_exit(status: int) -> str:

@@ -29,5 +29,6 @@ def describe(name: str, profile: Profile) -> ProfileSpec:
         arch=profile.arch,
         layers=frozenset({GUEST}),
         kernels=tuple(profile.kernels),
+        cpus=tuple(profile.cpu.choices),
         devices={device: item.settable_types() for device, item in profile.devices.items()},
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from harness.errors import HostError
 
 T = TypeVar("T")
 _EVENTS_KEPT = 1000
+_HOST_FORWARD = re.compile(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s")
 #: What giving up on QEMU's greeting may take.
 _CLEANUP_S = 5
 
@@ -152,6 +154,19 @@ class Monitor:
     def human(self, command_line: str) -> str:
         """Run a command of the human monitor that has no QMP equivalent."""
         return str(self.execute("human-monitor-command", {"command-line": command_line}))
+
+    def qemu_version(self) -> str:
+        """QEMU's version, with its packager's suffix."""
+        version = self.execute("query-version")
+        number = version["qemu"]
+        return f"{number['major']}.{number['minor']}.{number['micro']} {version['package']}".strip()
+
+    def forwarded_port(self) -> int:
+        """The loopback port, chosen by QEMU, that leads to the guest's SSH server."""
+        match = _HOST_FORWARD.search(self.human("info usernet"))
+        if match is None:
+            raise HostError("QEMU does not say which port it forwards", layer="qemu")
+        return int(match.group(1))
 
     def events(self, name: str) -> list[Mapping[str, Any]]:
         """The events of that name seen so far (the last thousand events are kept)."""

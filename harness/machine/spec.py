@@ -25,6 +25,8 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 GUEST_ADDRESS = "10.0.2.15"
 
 SSH_PORT = 22
+#: QEMU's ids, drivers and properties. Nothing escapes a name, so it must not need that.
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 _PROPERTY_TYPES: dict[str, type] = {"bool": bool, "int": int, "str": str}
 
 
@@ -38,9 +40,9 @@ class Device(_Strict):
     ``settable`` names the properties that a scenario may set in ``boot.devices``, with their types.
     """
 
-    driver: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-    properties: dict[str, Scalar] = {}
-    settable: dict[str, Literal["bool", "int", "str"]] = {}
+    driver: _Name
+    properties: dict[_Name, Scalar] = {}
+    settable: dict[_Name, Literal["bool", "int", "str"]] = {}
 
     def settable_types(self) -> dict[str, type]:
         """The settable properties with their Python types."""
@@ -48,10 +50,11 @@ class Device(_Strict):
 
 
 class Cpu(_Strict):
-    """The CPU model for each accelerator, as ``-cpu`` takes it."""
+    """The CPU model for each accelerator, as ``-cpu`` takes it, and what else a scenario may choose under TCG."""
 
     tcg: str
     kvm: str = "host"
+    choices: list[str] = []
 
 
 class Profile(_Strict):
@@ -74,7 +77,7 @@ class Profile(_Strict):
     early_modules: list[str]
     tcg_thread: Literal["multi", "single"] = "multi"
     nic: str = "virtio-net-pci,romfile="
-    devices: dict[str, Device] = {}
+    devices: dict[_Name, Device] = {}
     boot_timeout_s: Annotated[int, Field(ge=1)] = 30
     tcg_factor: Annotated[float, Field(ge=1)] = 4.0
 
@@ -90,6 +93,7 @@ class Plan:
 
     :param devices: per device id, the properties that the scenario sets.
     :param kernel_args: the scenario's own kernel arguments, after the profile's.
+    :param cpu: the CPU model under TCG, where it is not the profile's.
     """
 
     profile: Profile
@@ -98,6 +102,7 @@ class Plan:
     vcpus: int
     kernel_args: tuple[str, ...] = ()
     devices: Mapping[str, Mapping[str, Scalar]] | None = None
+    cpu: str | None = None
 
     @property
     def command_line(self) -> str:
@@ -173,7 +178,7 @@ def qemu_argv(plan: Plan, wiring: Wiring, accelerator: AcceleratorName) -> list[
     if accelerator == "kvm":
         argv += ["-accel", "kvm", "-cpu", profile.cpu.kvm]
     else:
-        argv += ["-accel", f"tcg,thread={profile.tcg_thread}", "-cpu", profile.cpu.tcg]
+        argv += ["-accel", f"tcg,thread={profile.tcg_thread}", "-cpu", plan.cpu or profile.cpu.tcg]
     argv += ["-smp", str(plan.vcpus), "-m", str(plan.memory_mib)]
     argv += ["-kernel", wiring.kernel, "-initrd", wiring.initrd, "-append", plan.command_line]
     argv += _connections(wiring)

@@ -133,6 +133,7 @@ class _Check:
             return None
         profile = self._catalogue.profiles[self._at("boot", "machine")]
         self._known(("boot", "kernel"), f"kernel of {profile.name}", profile.kernels)
+        self._known(("boot", "cpu"), f"CPU of {profile.name}", profile.cpus)
         for device in self._mapping("boot", "devices"):
             path: KeyPath = ("boot", "devices", device)
             if device not in profile.devices:

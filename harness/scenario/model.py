@@ -119,6 +119,8 @@ class Boot(FileModel):
     """A profile in images/machines/."""
     kernel: Name | None = None
     """One of the kernels that the profile boots; its first by default."""
+    cpu: Name | None = None
+    """One of the CPU models that the profile offers under emulation; its own by default."""
     memory_mib: Annotated[int, Field(ge=64, le=65536)] | None = None
     """Memory of the machine; the profile's by default."""
     vcpus: Annotated[int, Field(ge=1, le=64)] | None = None
@@ -242,6 +244,7 @@ class ProfileSpec:
     :param layers: where modules can be loaded: ``guest``, ``dom0``.
     :param kernels: the kernels that it boots, its default first.
     :param devices: the settable properties of each device, with their types: bool, int or str.
+    :param cpus: the CPU models that can be chosen under emulation.
     """
 
     name: str
@@ -249,6 +252,7 @@ class ProfileSpec:
     layers: frozenset[str]
     kernels: tuple[str, ...]
     devices: Mapping[str, Mapping[str, type]]
+    cpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import re2  # type: ignore[import-untyped]  # cel-python brings it along, without types
+import re2
 from celpy import celtypes
 from celpy.evaluation import Activation, CELEvalError, Evaluator
 

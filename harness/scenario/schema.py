@@ -57,6 +57,8 @@ def _name_machines(boot: Schema, catalogue: Catalogue) -> None:
     kernels = dict.fromkeys(kernel for profile in profiles for kernel in profile.kernels)
     boot["machine"]["enum"] = sorted(catalogue.profiles)
     boot["kernel"]["anyOf"] = [{"enum": list(kernels)}, {"type": "null"}]
+    cpus = dict.fromkeys(cpu for profile in profiles for cpu in profile.cpus)
+    boot["cpu"]["anyOf"] = [{"enum": list(cpus)}, {"type": "null"}]
     devices: dict[str, dict[str, Schema]] = {}
     for profile in profiles:
         for device, settable in profile.devices.items():

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from harness.machine.snapshot import restore, save
 from harness.steps.base import Context, Evidence, Params, verb
 
 _Timeout = Annotated[float, Field(gt=0, le=3600, description="seconds under KVM; emulation gets more")]
@@ -125,9 +126,9 @@ def save_restore(context: Context, _: SaveRestore) -> Restored:
     machine = context.machine
     state = context.testbed.scratch / "state"
     started = time.monotonic()
-    machine.save(state, context.within(60, "the machine's state to be saved"))
+    save(machine, state, context.within(60, "the machine's state to be saved"))
     saved = time.monotonic()
-    machine.restore(state, context.within(60, "the machine's state to be restored"))
+    restore(machine, state, context.within(60, "the machine's state to be restored"))
     restored = time.monotonic()
     size = state.stat().st_size >> 20
     state.unlink()

@@ -1,4 +1,4 @@
-"""Verbs for VFIO on sPAPR TCE IOMMUs: containers, groups, devices, memory, mappings, windows, DMA.
+"""Verbs for VFIO on sPAPR TCE IOMMUs: drivers, holders, containers, groups, devices.
 
 Whatever VFIO holds lives in *holders*, processes of the guest's own (``harness/probes/vfio.py``); ``holder: main`` is
 there without asking. A container is known by a name, a device as ``edu1`` to ``edu3``, its group by its device.
@@ -14,25 +14,22 @@ from harness.steps.base import Context, Evidence, Params, verb
 
 FEATURE = "spapr-tce"
 
-_Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 _Device = Literal["edu1", "edu2", "edu3"]
-_U64 = Annotated[int, Field(ge=0, lt=1 << 63)]
-_U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
-
-#: include/uapi/linux/vfio.h: VFIO_DMA_MAP_FLAG_READ and _WRITE
-_ACCESS = {"read": 1, "write": 2, "both": 3, "none": 0}
+U64 = Annotated[int, Field(ge=0, lt=1 << 63)]
+U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class InHolder(Params):
     """Which process does it."""
 
-    holder: _Name = "main"
+    holder: Name = "main"
 
 
 class OfContainer(InHolder):
     """Which container it is done to."""
 
-    container: _Name = "c"
+    container: Name = "c"
 
 
 class Seen(Evidence):
@@ -50,13 +47,14 @@ class Seen(Evidence):
     kernel_log: list[str]
 
 
-def _do(context: Context, holder: str, operation: str, **arguments: object) -> dict[str, Any]:
+def in_holder(context: Context, holder: str, operation: str, **arguments: object) -> dict[str, Any]:
+    """Let a holder do something, and give what it says."""
     answer: dict[str, Any] = context.call("vfio.call", timeout_s=30, holder=holder, operation=operation, **arguments)
     return answer
 
 
 def _container(context: Context, params: OfContainer, operation: str, **arguments: object) -> dict[str, Any]:
-    return _do(context, params.holder, operation, container=params.container, **arguments)
+    return in_holder(context, params.holder, operation, container=params.container, **arguments)
 
 
 # -- drivers ----------------------------------------------------------------------------------------------------
@@ -90,8 +88,8 @@ def bind(context: Context, params: Bind) -> Bound:
 class Hold(Params):
     """A new process: its limit on locked memory, and whether it may exceed it (CAP_IPC_LOCK)."""
 
-    holder: _Name
-    memlock_bytes: _U64 | None = None
+    holder: Name
+    memlock_bytes: U64 | None = None
     ipc_lock: bool = True
 
 
@@ -104,7 +102,7 @@ def hold(context: Context, params: Hold) -> None:
 class Release(Params):
     """Which process ends, and whether it is killed with all it holds."""
 
-    holder: _Name = "main"
+    holder: Name = "main"
     kill: bool = False
 
 
@@ -138,7 +136,7 @@ def close_container(context: Context, params: OfContainer) -> Seen:
 class CheckExtension(OfContainer):
     """An extension's number (VFIO_SPAPR_TCE_IOMMU is 2, its second version 7)."""
 
-    extension: _U32
+    extension: U32
 
 
 @verb("vfio.check_extension")
@@ -150,7 +148,7 @@ def check_extension(context: Context, params: CheckExtension) -> Seen:
 class SetIommu(OfContainer):
     """An IOMMU type's number: 2 is sPAPR TCE, 7 its second version."""
 
-    iommu: _U32
+    iommu: U32
 
 
 @verb("vfio.set_iommu")
@@ -180,7 +178,7 @@ def disable(context: Context, params: OfContainer) -> Seen:
 class Info(OfContainer):
     """How large a structure the caller claims to have."""
 
-    argsz: _U32 = 32
+    argsz: U32 = 32
 
 
 class InfoSeen(Seen):
@@ -204,7 +202,7 @@ def info(context: Context, params: Info) -> InfoSeen:
 class Raw(OfContainer):
     """An ioctl's number counted from VFIO_BASE, called without an argument."""
 
-    number: _U32
+    number: U32
 
 
 @verb("vfio.raw")
@@ -216,7 +214,7 @@ def raw(context: Context, params: Raw) -> Seen:
 class Eeh(OfContainer):
     """An operation's number (VFIO_EEH_PE_*)."""
 
-    op: _U32 = 0
+    op: U32 = 0
 
 
 @verb("vfio.eeh")
@@ -243,13 +241,13 @@ class OpenGroup(InHolder):
 @verb("vfio.open_group")
 def open_group(context: Context, params: OpenGroup) -> Seen:
     """Open /dev/vfio/GROUP."""
-    return Seen(**_do(context, params.holder, "open_group", device=params.device))
+    return Seen(**in_holder(context, params.holder, "open_group", device=params.device))
 
 
 @verb("vfio.close_group")
 def close_group(context: Context, params: OfDevice) -> Seen:
     """Close a group's file."""
-    return Seen(**_do(context, params.holder, "close_group", device=params.device))
+    return Seen(**in_holder(context, params.holder, "close_group", device=params.device))
 
 
 class StatusSeen(Seen):
@@ -261,25 +259,25 @@ class StatusSeen(Seen):
 @verb("vfio.group_status")
 def group_status(context: Context, params: OfDevice) -> StatusSeen:
     """VFIO_GROUP_GET_STATUS."""
-    return StatusSeen(**_do(context, params.holder, "group_status", device=params.device))
+    return StatusSeen(**in_holder(context, params.holder, "group_status", device=params.device))
 
 
 class InContainer(OfDevice):
     """Which container the group goes to; a name that is not open stands for a bad file descriptor."""
 
-    container: _Name = "c"
+    container: Name = "c"
 
 
 @verb("vfio.set_container")
 def set_container(context: Context, params: InContainer) -> Seen:
     """VFIO_GROUP_SET_CONTAINER."""
-    return Seen(**_do(context, params.holder, "set_container", device=params.device, container=params.container))
+    return Seen(**in_holder(context, params.holder, "set_container", device=params.device, container=params.container))
 
 
 @verb("vfio.unset_container")
 def unset_container(context: Context, params: OfDevice) -> Seen:
     """VFIO_GROUP_UNSET_CONTAINER."""
-    return Seen(**_do(context, params.holder, "unset_container", device=params.device))
+    return Seen(**in_holder(context, params.holder, "unset_container", device=params.device))
 
 
 class OpenDevice(OfDevice):
@@ -299,196 +297,11 @@ class DeviceSeen(Seen):
 def open_device(context: Context, params: OpenDevice) -> DeviceSeen:
     """VFIO_GROUP_GET_DEVICE_FD; the device may then master the bus."""
     return DeviceSeen(
-        **_do(context, params.holder, "open_device", device=params.device, group=params.group, name=params.name)
+        **in_holder(context, params.holder, "open_device", device=params.device, group=params.group, name=params.name)
     )
 
 
 @verb("vfio.close_device")
 def close_device(context: Context, params: OfDevice) -> Seen:
     """Close a device's file."""
-    return Seen(**_do(context, params.holder, "close_device", device=params.device))
-
-
-# -- memory -----------------------------------------------------------------------------------------------------
-
-
-class OfMemory(InHolder):
-    """Which of the holder's blocks of memory."""
-
-    memory: _Name = "m"
-
-
-class AllocateMemory(OfMemory):
-    """How large the block is, whether it is of huge pages (2 MiB), and whether it may only be read."""
-
-    size: _U64
-    huge: bool = False
-    readable_only: bool = False
-
-
-@verb("vfio.allocate")
-def allocate(context: Context, params: AllocateMemory) -> None:
-    """Allocate and touch a block of memory in a holder."""
-    _do(context, params.holder, "allocate", **params.model_dump(exclude={"holder"}))
-
-
-class PartOfMemory(OfMemory):
-    """A part of a block."""
-
-    offset: _U64 = 0
-    size: _U64
-
-
-@verb("vfio.punch")
-def punch(context: Context, params: PartOfMemory) -> None:
-    """Unmap a part of a block from the process: a hole."""
-    _do(context, params.holder, "punch", **params.model_dump(exclude={"holder"}))
-
-
-class Patterned(PartOfMemory):
-    """Which pattern; its bytes are never 0."""
-
-    seed: _U32
-
-
-@verb("vfio.fill")
-def fill(context: Context, params: Patterned) -> None:
-    """Write a pattern into memory."""
-    _do(context, params.holder, "fill", **params.model_dump(exclude={"holder"}))
-
-
-class Compared(Evidence):
-    """How many bytes are the pattern's, and how many are 0."""
-
-    same: int
-    zero: int
-
-
-@verb("vfio.compare")
-def compare(context: Context, params: Patterned) -> Compared:
-    """Compare memory with a pattern, byte by byte."""
-    answer = _do(context, params.holder, "compare", **params.model_dump(exclude={"holder"}))
-    return Compared(same=answer["same"], zero=answer["zero"])
-
-
-class Register(OfContainer):
-    """A part of a block of memory, and what the structure claims."""
-
-    memory: _Name = "m"
-    offset: _U64 = 0
-    size: _U64
-    argsz: _U32 = 24
-    flags: _U32 = 0
-
-
-@verb("vfio.register")
-def register(context: Context, params: Register) -> Seen:
-    """VFIO_IOMMU_SPAPR_REGISTER_MEMORY (second version)."""
-    return Seen(**_do(context, params.holder, "register", **params.model_dump(exclude={"holder"})))
-
-
-@verb("vfio.unregister")
-def unregister(context: Context, params: Register) -> Seen:
-    """VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY (second version)."""
-    return Seen(**_do(context, params.holder, "unregister", **params.model_dump(exclude={"holder"})))
-
-
-# -- mappings and windows ---------------------------------------------------------------------------------------
-
-
-class Map(Forkable):
-    """Memory, where the device sees it, and who may do what; ``flags`` overrides ``access``."""
-
-    memory: _Name = "m"
-    offset: _U64 = 0
-    iova: _U64
-    size: _U64
-    access: Literal["read", "write", "both", "none"] = "both"
-    flags: _U32 | None = None
-    argsz: _U32 = 32
-
-
-@verb("vfio.map")
-def map_dma(context: Context, params: Map) -> Seen:
-    """VFIO_IOMMU_MAP_DMA."""
-    flags = _ACCESS[params.access] if params.flags is None else params.flags
-    arguments = params.model_dump(exclude={"holder", "access", "flags"})
-    return Seen(**_do(context, params.holder, "map", flags=flags, **arguments))
-
-
-class Unmap(OfContainer):
-    """A range of IOVAs."""
-
-    iova: _U64
-    size: _U64
-    flags: _U32 = 0
-    argsz: _U32 = 24
-
-
-@verb("vfio.unmap")
-def unmap_dma(context: Context, params: Unmap) -> Seen:
-    """VFIO_IOMMU_UNMAP_DMA."""
-    return Seen(**_do(context, params.holder, "unmap", **params.model_dump(exclude={"holder"})))
-
-
-class CreateWindow(OfContainer):
-    """The size of its pages as a power of two, its own size in bytes, the levels of its table."""
-
-    page_shift: _U32
-    window_size: _U64
-    levels: _U32 = 1
-    argsz: _U32 = 40
-    flags: _U32 = 0
-
-
-class WindowSeen(Seen):
-    """Where the new window starts."""
-
-    start: int
-
-
-@verb("vfio.create_window")
-def create_window(context: Context, params: CreateWindow) -> WindowSeen:
-    """VFIO_IOMMU_SPAPR_TCE_CREATE: a dynamic window."""
-    return WindowSeen(**_do(context, params.holder, "create_window", **params.model_dump(exclude={"holder"})))
-
-
-class RemoveWindow(OfContainer):
-    """The window's first IOVA."""
-
-    start: _U64
-    argsz: _U32 = 16
-    flags: _U32 = 0
-
-
-@verb("vfio.remove_window")
-def remove_window(context: Context, params: RemoveWindow) -> Seen:
-    """VFIO_IOMMU_SPAPR_TCE_REMOVE."""
-    return Seen(**_do(context, params.holder, "remove_window", **params.model_dump(exclude={"holder"})))
-
-
-# -- DMA --------------------------------------------------------------------------------------------------------
-
-
-class Dma(OfDevice):
-    """What the device moves: to its buffer at ``offset``, or from it; told by pwrite, or through the mapped BAR."""
-
-    iova: _U64
-    size: Annotated[int, Field(ge=1, le=4095)]
-    direction: Literal["to-device", "from-device"]
-    offset: Annotated[int, Field(ge=0, le=4094)] = 0
-    through_bar: bool = False
-
-
-class DmaSeen(Evidence):
-    """Whether the device says that it is done. Whether bytes moved, only memory can tell."""
-
-    completed: bool
-
-
-@verb("edu.dma")
-def dma(context: Context, params: Dma) -> DmaSeen:
-    """Let the device copy between guest memory and its own buffer."""
-    arguments = params.model_dump(exclude={"holder", "direction"})
-    answer = _do(context, params.holder, "dma", to_device=params.direction == "to-device", **arguments)
-    return DmaSeen(completed=answer["completed"])
+    return Seen(**in_holder(context, params.holder, "close_device", device=params.device))

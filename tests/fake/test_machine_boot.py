@@ -63,7 +63,7 @@ def may_pass(error: HarnessError) -> bool:
 def test_a_machine_boots_runs_a_command_and_leaves_nothing(rig: Rig) -> None:
     machine = rig.boot()
     assert machine.ssh(soon()).run(["echo", "hello"], deadline=soon()).text == "hello"
-    assert machine.qemu_version() == "7.2.22 Debian 1:7.2+dfsg-7+deb12u18+b3"
+    assert machine.monitor.qemu_version() == "7.2.22 Debian 1:7.2+dfsg-7+deb12u18+b3"
     assert is_running(machine.pid)
     assert 0 < machine.timings.monitor <= machine.timings.ready <= machine.timings.first_command
     pid = machine.pid
@@ -86,7 +86,7 @@ def test_the_results_tell_what_was_run(rig: Rig) -> None:
 def test_the_connection_is_made_once_and_the_port_is_what_qemu_says(rig: Rig) -> None:
     guest = rig.make_guest()
     machine = rig.boot()
-    assert machine.port() == guest.port
+    assert machine.monitor.forwarded_port() == guest.port
     assert machine.ssh(soon()) is machine.ssh(soon())
 
 

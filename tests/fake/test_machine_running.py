@@ -260,7 +260,7 @@ def test_a_monitor_that_refuses_or_never_answers(rig: Rig) -> None:
     assert refused.value.error_class == "CommandNotFound"
     with pytest.raises(MonitorLost, match="in time"):
         machine.monitor.execute("query-balloon", timeout_s=0.2)
-    assert machine.qemu_version().startswith("7.2")
+    assert machine.monitor.qemu_version().startswith("7.2")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 
 from harness.deadline import Deadline
 from harness.errors import HarnessError, HostError
-from harness.machine import machine as machine_module
+from harness.machine import snapshot
 from harness.machine.process import is_running
+from harness.machine.snapshot import restore, save
 from harness.machine.trace import Tracer
 from tests.fake.conftest import soon
 from tests.fake.fake_qemu import STATE
@@ -25,12 +26,12 @@ def state(rig: Rig) -> Path:
 def test_a_machine_goes_on_from_its_saved_state(rig: Rig, state: Path) -> None:
     machine = rig.boot()
     old, first = machine.ssh(soon()), machine.pid
-    machine.save(state, soon())
+    save(machine, state, soon())
     assert state.read_bytes().startswith(STATE)
     assert not is_running(first)
     with pytest.raises(HostError, match="not running"):
         machine.check()
-    machine.restore(state, soon())
+    restore(machine, state, soon())
     machine.check()
     assert machine.ssh(soon()) is not old
     assert machine.ssh(soon()).run(["true"], deadline=soon()).status == 0
@@ -45,8 +46,8 @@ def test_each_qemu_has_a_trace_of_its_own(rig: Rig, state: Path) -> None:
     tracers: list[Tracer] = [machine.tracer]
     with machine.tracer.record("a_b") as before:
         pass
-    machine.save(state, soon())
-    machine.restore(state, soon())
+    save(machine, state, soon())
+    restore(machine, state, soon())
     tracers.append(machine.tracer)
     with machine.tracer.record("a_b") as after:
         pass
@@ -59,8 +60,8 @@ def test_each_qemu_has_a_trace_of_its_own(rig: Rig, state: Path) -> None:
 def test_a_recording_from_before_ends_quietly(rig: Rig, state: Path) -> None:
     machine = rig.boot(trace={"a_b": ["a_b x 1"]})
     with machine.tracer.record("a_b") as recording:
-        machine.save(state, soon())
-        machine.restore(state, soon())
+        save(machine, state, soon())
+        restore(machine, state, soon())
     assert len(recording.take()) == 1
     machine.check()
 
@@ -68,8 +69,8 @@ def test_a_recording_from_before_ends_quietly(rig: Rig, state: Path) -> None:
 def test_the_console_goes_on(rig: Rig, state: Path) -> None:
     machine = rig.boot(replies={"x": "answer\r\n"})
     before = machine.console.log.stat().st_size
-    machine.save(state, soon())
-    machine.restore(state, soon())
+    save(machine, state, soon())
+    restore(machine, state, soon())
     with machine.console.dialogue() as dialogue:
         dialogue.send_line("x")
         dialogue.expect("answer", soon())
@@ -82,7 +83,7 @@ def save_fails(rig: Rig, state: Path, deadline: Deadline) -> HarnessError:
     """Save, which must fail as a fault of the host, with QEMU gone afterwards."""
     machine = rig.machine
     with pytest.raises(HarnessError) as caught:
-        machine.save(state, deadline)
+        save(machine, state, deadline)
     machine.kill()
     assert type(caught.value) is HostError, caught.value.explain()
     assert caught.value.layer == "qemu"
@@ -104,7 +105,7 @@ def test_a_state_that_takes_too_long(rig: Rig, state: Path) -> None:
 
 def test_qemu_that_ends_while_it_saves(rig: Rig, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That is seen, and not waited out."""
-    monkeypatch.setattr(machine_module, "_END_S", 0.1)
+    monkeypatch.setattr(snapshot, "_LOOK_S", 0.1)
     rig.boot(migration="dies")
     error = save_fails(rig, state, soon())
     assert "exit status 1" in error.message
@@ -113,10 +114,10 @@ def test_qemu_that_ends_while_it_saves(rig: Rig, state: Path, monkeypatch: pytes
 
 def test_a_state_that_qemu_does_not_take(rig: Rig, state: Path) -> None:
     machine = rig.boot()
-    machine.save(state, soon())
+    save(machine, state, soon())
     state.write_bytes(b"something else")
     with pytest.raises(HostError, match="could not move"):
-        machine.restore(state, soon())
+        restore(machine, state, soon())
     machine.kill()
     assert not [pid for pid in machine.pids if is_running(pid)]
 
@@ -124,9 +125,9 @@ def test_a_state_that_qemu_does_not_take(rig: Rig, state: Path) -> None:
 def test_a_place_that_cannot_be_written(rig: Rig) -> None:
     machine = rig.boot()
     with pytest.raises((HostError, OSError)):
-        machine.save(rig.scratch / "nowhere" / "state", soon())
+        save(machine, rig.scratch / "nowhere" / "state", soon())
 
 
 def test_a_machine_that_is_not_up_cannot_be_saved(rig: Rig, state: Path) -> None:
     with pytest.raises(HostError, match="not running"):
-        rig.machine.save(state, soon())
+        save(rig.machine, state, soon())

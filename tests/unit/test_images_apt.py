@@ -13,7 +13,10 @@ from harness.errors import HostError
 from harness.images import apt
 from harness.progress import PlainProgress, SilentProgress
 
-SOON = Deadline.after(60, "apt in a test")
+
+def soon() -> Deadline:
+    return Deadline.after(60, "apt in a test")
+
 
 PRINTED = """\
 'http://mirror.example/debian/pool/main/b/busybox/busybox-static_1.37.0-6%2bb9_amd64.deb' \
@@ -109,25 +112,25 @@ def test_an_unknown_failure_stays_as_it_is() -> None:
 
 def test_a_mirror_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_DEBIAN_MIRROR", "https://mirror.example/debian")
-    assert apt.mirror(SOON) == "https://mirror.example/debian"
+    assert apt.mirror(soon()) == "https://mirror.example/debian"
     for wrong in ("mirror", "https://mirror.example/debian trixie main", "[trusted=yes] https://mirror.example/"):
         monkeypatch.setenv("HARNESS_DEBIAN_MIRROR", wrong)
         with pytest.raises(HostError, match="HARNESS_DEBIAN_MIRROR is no address"):
-            apt.mirror(SOON)
+            apt.mirror(soon())
 
 
 def test_a_host_without_an_archive_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HARNESS_DEBIAN_MIRROR", raising=False)
     monkeypatch.setattr("harness.images.tools.run", lambda *_, **__: "")
     with pytest.raises(HostError, match="knows no Debian archive") as caught:
-        apt.mirror(SOON)
+        apt.mirror(soon())
     assert "HARNESS_DEBIAN_MIRROR" in str(caught.value.hint)
 
 
 def test_lists_that_were_never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HARNESS_DEBIAN_MIRROR", raising=False)
     monkeypatch.setattr("harness.images.tools.run", lambda argv, **_: URIS if "update" in argv else "")
-    assert apt.mirror(SOON) == "http://mirror.example/debian/"
+    assert apt.mirror(soon()) == "http://mirror.example/debian/"
 
 
 needs_apt = pytest.mark.skipif(
@@ -147,7 +150,7 @@ def test_an_archive_that_nobody_signed_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HARNESS_DEBIAN_MIRROR", f"file:{tmp_path}/archive")
     root = apt.Apt(tmp_path / "cache", "trixie", "amd64", check_valid_until=True, progress=SilentProgress())
     with pytest.raises(HostError) as caught:
-        root.resolve(["busybox-static"], SOON)
+        root.resolve(["busybox-static"], soon())
     assert "is not signed" in caught.value.explain()
     assert "do not trust this mirror" in str(caught.value.hint)
 
@@ -174,17 +177,17 @@ def test_a_package_is_fetched_once_and_compared(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("harness.images.tools.run", fetch)
     log = io.StringIO()
     root = apt.Apt(tmp_path, "trixie", "amd64", check_valid_until=True, progress=PlainProgress(log, every_s=0))
-    assert root.download([a_deb(b"good")], SOON) == [file]
-    assert root.download([a_deb(b"good")], SOON) == [file]
+    assert root.download([a_deb(b"good")], soon()) == [file]
+    assert root.download([a_deb(b"good")], soon()) == [file]
     assert fetched == ["tool=1"]
     assert "2 bytes of 4 bytes" in log.getvalue()
 
     file.write_bytes(b"baad")
-    root.download([a_deb(b"good")], SOON)
+    root.download([a_deb(b"good")], soon())
     assert fetched == ["tool=1", "tool=1"]
 
     served = b"evil"
     file.unlink()
     with pytest.raises(HostError, match="not what the archive's index says"):
-        root.download([a_deb(b"good")], SOON)
+        root.download([a_deb(b"good")], soon())
     assert not file.exists()

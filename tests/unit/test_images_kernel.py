@@ -16,7 +16,11 @@ from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images.kernel import bzimage_payload, unpack_kernel
 
-SOON = Deadline.after(60, "a test")
+
+def soon() -> Deadline:
+    return Deadline.after(60, "a test")
+
+
 pytestmark = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not installed")
 
 ELF = b"\x7fELF" + bytes(5000)
@@ -56,7 +60,7 @@ def files_for(image: bytes, release: str = "6.12+x") -> dict[str, bytes]:
 
 def test_a_kernel_is_sorted(tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()
-    made, release = unpack_kernel([a_deb(tmp_path, files_for(IMAGE))], "Image", tmp_path / "w", SOON)
+    made, release = unpack_kernel([a_deb(tmp_path, files_for(IMAGE))], "Image", tmp_path / "w", soon())
     assert (made, release) == (["config", "modules.tar", "vmlinuz"], "6.12+x")
     assert (tmp_path / "w/vmlinuz").read_bytes() == IMAGE
     with tarfile.open(tmp_path / "w/modules.tar") as archive:
@@ -69,7 +73,7 @@ def test_a_kernel_is_sorted(tmp_path: Path) -> None:
 def test_a_bzimage_brings_the_kernel_inside_it(tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()
     image = a_bzimage(lzma.compress(ELF) + struct.pack("<I", len(ELF)))
-    made, _ = unpack_kernel([a_deb(tmp_path, files_for(image))], "bzImage", tmp_path / "w", SOON)
+    made, _ = unpack_kernel([a_deb(tmp_path, files_for(image))], "bzImage", tmp_path / "w", soon())
     assert "vmlinux" in made
     assert (tmp_path / "w/vmlinux").read_bytes() == ELF
 
@@ -83,7 +87,7 @@ def test_zstd_does_not_get_the_size_that_linux_appends() -> None:
 def test_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()
     with pytest.raises(HostError, match="no Image but vmlinux"):
-        unpack_kernel([a_deb(tmp_path, files_for(ELF))], "Image", tmp_path / "w", SOON)
+        unpack_kernel([a_deb(tmp_path, files_for(ELF))], "Image", tmp_path / "w", soon())
 
 
 def test_two_kernels_or_none_are_refused(tmp_path: Path) -> None:
@@ -91,11 +95,11 @@ def test_two_kernels_or_none_are_refused(tmp_path: Path) -> None:
         directory = tmp_path / str(number)
         (directory / "w").mkdir(parents=True)
         with pytest.raises(HostError, match="kernel releases"):
-            unpack_kernel([a_deb(directory, files)], "vmlinux", directory / "w", SOON)
+            unpack_kernel([a_deb(directory, files)], "vmlinux", directory / "w", soon())
 
 
 def test_a_damaged_package_is_no_traceback(tmp_path: Path) -> None:
     deb = a_deb(tmp_path, files_for(ELF))
     deb.write_bytes(deb.read_bytes()[:300])
     with pytest.raises(HostError, match="dpkg-deb failed"):
-        unpack_kernel([deb], "vmlinux", tmp_path, SOON)
+        unpack_kernel([deb], "vmlinux", tmp_path, soon())

@@ -19,7 +19,9 @@ from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images.modules import Modules, depends, module_name, segment
 
-SOON = Deadline.after(60, "a test")
+
+def soon() -> Deadline:
+    return Deadline.after(60, "a test")
 
 
 def a_module(*needs: str) -> bytes:
@@ -57,7 +59,7 @@ def modules(tmp_path: Path) -> Modules:
             "modules.builtin": b"kernel/drivers/virtio/virtio.ko\nkernel/drivers/virtio/virtio_pci.ko\n",
         },
     )
-    return Modules(archive, tmp_path, SOON)
+    return Modules(archive, tmp_path, soon())
 
 
 def test_names() -> None:
@@ -83,13 +85,13 @@ def test_an_unknown_module_has_a_hint(modules: Modules) -> None:
 def test_a_missing_dependency_names_who_needs_it(tmp_path: Path) -> None:
     archive = an_archive(tmp_path / "m.tar", {"a.ko": a_module("b")})
     with pytest.raises(HostError, match="no module b, which a needs"):
-        Modules(archive, tmp_path, SOON).closure(["a"])
+        Modules(archive, tmp_path, soon()).closure(["a"])
 
 
 def test_a_circle_is_an_error(tmp_path: Path) -> None:
     archive = an_archive(tmp_path / "m.tar", {"a.ko": a_module("b"), "b.ko": a_module("a")})
     with pytest.raises(HostError, match="circle: a -> b -> a"):
-        Modules(archive, tmp_path, SOON).closure(["a"])
+        Modules(archive, tmp_path, soon()).closure(["a"])
 
 
 def test_the_segment(modules: Modules) -> None:
@@ -121,10 +123,10 @@ def test_depends() -> None:
 def test_zstd(tmp_path: Path) -> None:
     packed = subprocess.run(["zstd", "-q"], input=a_module("x"), capture_output=True, check=True).stdout
     archive = an_archive(tmp_path / "m.tar", {"a.ko.zst": packed})
-    assert Modules(archive, tmp_path, SOON).read("a") == a_module("x")
+    assert Modules(archive, tmp_path, soon()).read("a") == a_module("x")
 
 
 def test_a_damaged_module_is_no_traceback(tmp_path: Path) -> None:
     archive = an_archive(tmp_path / "m.tar", {"a.ko.xz": lzma.compress(a_module())[:-20] + bytes(20)})
     with pytest.raises(HostError, match=r"a\.ko\.xz is damaged"):
-        Modules(archive, tmp_path, SOON).read("a")
+        Modules(archive, tmp_path, soon()).read("a")

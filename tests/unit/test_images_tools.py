@@ -16,24 +16,28 @@ from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images import tools
 
-SOON = Deadline.after(20, "a test")
+
+def soon() -> Deadline:
+    return Deadline.after(20, "a test")
 
 
 def test_output_and_lines(tmp_path: Path) -> None:
     lines: list[str] = []
-    out = tools.run(["sh", "-c", "echo one; echo two; pwd"], hint="", deadline=SOON, cwd=tmp_path, on_line=lines.append)
+    out = tools.run(
+        ["sh", "-c", "echo one; echo two; pwd"], hint="", deadline=soon(), cwd=tmp_path, on_line=lines.append
+    )
     assert out == f"one\ntwo\n{tmp_path}\n"
     assert lines == ["one", "two", str(tmp_path)]
 
 
 def test_output_into_a_file(tmp_path: Path) -> None:
     with (tmp_path / "out").open("w+b") as stream:
-        assert tools.run(["echo", "x"], hint="", deadline=SOON, stdout=stream) == ""
+        assert tools.run(["echo", "x"], hint="", deadline=soon(), stdout=stream) == ""
     assert (tmp_path / "out").read_text() == "x\n"
 
 
 def test_both_pipes_are_drained() -> None:
-    out = tools.run(["sh", "-c", "yes x | head -c 300000; yes y | head -c 300000 >&2"], hint="", deadline=SOON)
+    out = tools.run(["sh", "-c", "yes x | head -c 300000; yes y | head -c 300000 >&2"], hint="", deadline=soon())
     assert len(out) == 300000
 
 
@@ -41,14 +45,14 @@ def test_the_environment_is_minimal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "1")
     monkeypatch.setenv("LC_ALL", "tr_TR.UTF-8")
     monkeypatch.setenv("https_proxy", "http://proxy.example:1")
-    seen = tools.run(["env"], hint="", deadline=SOON, env={"OWN": "2"}).splitlines()
+    seen = tools.run(["env"], hint="", deadline=soon(), env={"OWN": "2"}).splitlines()
     assert {"LC_ALL=C", "OWN=2", "https_proxy=http://proxy.example:1"} <= set(seen)
     assert not any(line.startswith("SECRET") for line in seen)
 
 
 def test_a_failure_says_why() -> None:
     with pytest.raises(HostError) as caught:
-        tools.run(["sh", "-c", r"printf 'first\nthe \033reason\n' >&2; exit 3"], hint="do this", deadline=SOON)
+        tools.run(["sh", "-c", r"printf 'first\nthe \033reason\n' >&2; exit 3"], hint="do this", deadline=soon())
     assert caught.value.message == "sh failed with status 3: the  reason"
     assert caught.value.tail == ("first", "the  reason")
     assert caught.value.hint == "do this"
@@ -56,12 +60,12 @@ def test_a_failure_says_why() -> None:
 
 def test_a_killed_program_is_told_from_a_failed_one() -> None:
     with pytest.raises(HostError, match="sh was killed by signal 9"):
-        tools.run(["sh", "-c", "kill -9 $$"], hint="", deadline=SOON)
+        tools.run(["sh", "-c", "kill -9 $$"], hint="", deadline=soon())
 
 
 def test_a_full_disk_is_an_oserror() -> None:
     with pytest.raises(OSError) as caught:
-        tools.run(["cp", "/etc/passwd", "/dev/full"], hint="", deadline=SOON)
+        tools.run(["cp", "/etc/passwd", "/dev/full"], hint="", deadline=soon())
     assert caught.value.errno == errno.ENOSPC
 
 

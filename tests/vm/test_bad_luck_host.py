@@ -120,7 +120,9 @@ def test_temporary_files_without_room(bench: Bench) -> None:
 def test_no_temporary_files_at_all(bench: Bench) -> None:
     """Not even a directory can be made."""
     before = on_a_small_disk(bench, bench.tmp, 4)
-    before[4] = before[4].replace('shift 2; "$@"', 'shift 2; : > "$place/a"; echo x > "$place/b" ; "$@"; rm "$place"/[ab]')
+    before[4] = before[4].replace(
+        'shift 2; "$@"', 'shift 2; : > "$place/a"; echo x > "$place/b" ; "$@"; rm "$place"/[ab]'
+    )
     done = bench.run(bench.scenario(), before=before)
     done.came_to(2, "error", "hint: ", "TMPDIR")
     nothing_booted(done)
