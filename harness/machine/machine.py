@@ -32,6 +32,7 @@ from harness.machine.console import Console
 from harness.machine.initrd import write_initrd
 from harness.machine.process import Process, describe_exit
 from harness.machine.qmp import Monitor, MonitorLost
+from harness.machine.remedies import HINTS, blame_age
 from harness.machine.scratch import check_room
 from harness.machine.spec import Plan, Wiring, qemu_argv
 from harness.machine.trace import Tracer
@@ -47,12 +48,6 @@ READY = b"harness: ready"
 _MONITOR_TIMEOUT_S = 30
 _POLL_S = 0.05
 _ENDS = {"guest-reset": "the machine reset itself", "guest-shutdown": "the machine powered itself off"}
-_WAITED = "ssh.jsonl says what it was asked; if it needs more time, raise the step's timeout_s"
-_HINTS: dict[type[HarnessError], str] = {
-    GuestHang: _WAITED,
-    DeadlineExceeded: _WAITED,
-    LostConnection: "the machine still runs: was its SSH server, or the probe's process, killed?",
-}
 
 
 class ProvokedCrash(GuestError):
@@ -206,7 +201,7 @@ class Machine:
             deadline = Deadline.after(_MONITOR_TIMEOUT_S, "QEMU's monitor")
             monitor = Monitor(ours, self.results / "qmp.jsonl", deadline)
         except MonitorLost as error:
-            raise self._silent(process) from error
+            raise blame_age(self._silent(process), argv[0]) from error
         except BaseException:
             process.kill()
             raise
@@ -416,5 +411,5 @@ class Machine:
         if isinstance(error, GuestHang | LostConnection | DeadlineExceeded):
             error.layer, error.tail = error.layer or self.layer, error.tail or self.console.tail()
             error.log = error.log or self.console.log
-            error.hint = error.hint or _HINTS.get(type(error))
+            error.hint = error.hint or HINTS.get(type(error))
         return error

@@ -89,5 +89,6 @@ def _make() -> tuple[Path, FileLock]:
         lock = FileLock(path / _LOCK)
         with suppress(Timeout, FileNotFoundError):
             lock.acquire(timeout=0)
+            path.chmod(0o700)  # for the lock, a directory that was swept is made again, but not a private one
             return path, lock
     raise OSError("others remove it as soon as it is there")

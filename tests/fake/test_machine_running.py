@@ -56,7 +56,6 @@ def test_a_machine_that_is_not_up_says_so(rig: Rig) -> None:
         lambda: rig.machine.pid,
         lambda: rig.machine.monitor,
         lambda: rig.machine.tracer,
-        rig.machine.port,
         rig.machine.resident_bytes,
         rig.machine.check,
         lambda: rig.machine.ssh(soon()),

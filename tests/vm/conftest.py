@@ -87,9 +87,9 @@ class Done:
         for part in reason:
             assert part in result["reason"], f"{part!r} is not in\n{result['reason']}"
             assert part in self.text.replace("\n", " ") or verdict == "pass", f"{part!r} is not in\n{self.text}"
-        results = Path(result["results"])
-        if results.is_dir():
-            written = json.loads((results / "result.json").read_text())
+        file = Path(result["results"]) / "result.json"
+        if file.exists():
+            written = json.loads(file.read_text())
             assert (written["verdict"], written["reason"]) == (verdict, result["reason"])
         return result
 
