@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.errors import HostError
 from harness.machine.qmp import Monitor, MonitorLost, MonitorRefused
@@ -79,7 +80,7 @@ class Recording:
             text = file.read(size)
         whole = text[: text.rfind(b"\n") + 1]  # QEMU may be in the middle of a line
         self._position += len(whole)
-        matches = map(self._wanted.fullmatch, whole.decode("utf-8", "replace").splitlines())
+        matches = map(self._wanted.fullmatch, whole.decode("utf-8", "replace").split("\n"))
         return [TraceEvent(match.group(1), match.group(2)) for match in matches if match]
 
 
@@ -103,15 +104,23 @@ class Tracer:
         """
         recording = Recording(self._log, names)
         with ExitStack() as stack:
-            for name in names:
+            for name in dict.fromkeys(event for pattern in names for event in self._events(pattern)):
                 stack.enter_context(self._switched_on(name))
             yield recording
         recording.close()
 
+    def _events(self, pattern: str) -> list[str]:
+        """The events that a pattern stands for. QEMU itself takes one that matches nothing, and so nothing comes."""
+        found = self._ask("trace-event-get-state", pattern)
+        names = [str(event["name"]) for event in found if event["state"] != "unavailable"]
+        if not names:
+            raise _unknown(pattern)
+        return names
+
     @contextmanager
     def _switched_on(self, name: str) -> Iterator[None]:
         if not self._users[name]:
-            self._switch(name, on=True)
+            self._ask("trace-event-set-state", name, enable=True)
         self._users[name] += 1
         try:
             yield
@@ -119,10 +128,14 @@ class Tracer:
             self._users[name] -= 1
             if not self._users[name]:
                 with suppress(MonitorLost):  # with QEMU gone, nothing is traced any more
-                    self._switch(name, on=False)
+                    self._ask("trace-event-set-state", name, enable=False)
 
-    def _switch(self, name: str, *, on: bool) -> None:
+    def _ask(self, command: str, name: str, **arguments: bool) -> Any:
         try:
-            self._monitor.execute("trace-event-set-state", {"name": name, "enable": on})
+            return self._monitor.execute(command, {"name": name, **arguments})
         except MonitorRefused as error:
-            raise HostError(f"this QEMU has no trace event {name}", layer="qemu", hint="QEMU 7.2 or newer") from error
+            raise _unknown(name) from error
+
+
+def _unknown(name: str) -> HostError:
+    return HostError(f"this QEMU has no trace event {name}", layer="qemu", hint="QEMU 7.2 or newer")

@@ -63,7 +63,8 @@ _HELPER_PREFIXES: Final = (
 )
 # Where a source tree was built differs from host to host; a path begins at the tree's top.
 _TREE: Final = re.compile(
-    r"^(?:/.*?/|\./)(?=(?:arch|block|common|crypto|drivers|fs|include|init|io_uring|ipc|kernel|lib|mm|net|security|sound|virt|xen)/)"
+    r"^(?:/.*?/|\./)(?=(?:arch|block|common|crypto|drivers|fs|include|init|io_uring|ipc|kernel|lib|mm|net|security"
+    r"|sound|virt|xen)/)"
 )
 
 

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -244,9 +245,10 @@ class FakeQemu:
                 log.writelines(f"{line}\n" for line in lines)
 
     def do_trace_event_get_state(self, name: str) -> Any:
-        if name not in self.script["trace"]:
-            return []
-        return [{"name": name, "vcpu": False, "state": "enabled"}]
+        found = [known for known in self.script["trace"] if fnmatchcase(known, name)]
+        if not found and "*" not in name:
+            raise Refused(f'unknown event "{name}"')
+        return [{"name": known, "vcpu": False, "state": "enabled"} for known in found]
 
     def do_stop(self) -> None:
         self.status = "paused"

@@ -258,6 +258,7 @@ class FakeGuest:
             self._closed = True
         for process in self._processes:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it may end between the look and the signal
+                    os.killpg(process.pid, signal.SIGKILL)
         for thread in (*self._transports, *self._threads):
             thread.join(10)

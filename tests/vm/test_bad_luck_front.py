@@ -27,7 +27,7 @@ NO_INIT = {"kernel_args": ["rdinit=/bin/nonexistent"]}
 def test_a_shell_for_a_script(bench: Bench, where: str) -> None:
     """It ends when the script does, and so does the machine."""
     story = bench.scenario(load=[{"guest": "virtio_balloon"}])
-    arguments = [story, "--accel", "tcg", *(["--console"] if where == "console" else [])]
+    arguments: list[str | Path] = [story, "--accel", "tcg", *(["--console"] if where == "console" else [])]
     keys = b"uname -r\necho $((6 * 7)) answers\n"
     done = bench.start("shell", *arguments, stdin=keys).wait()
     assert done.status == 0, done.text
@@ -98,7 +98,8 @@ def test_pytest_runs_scenarios(bench: Bench) -> None:
     ):
         path.rename(stories / path.name)
     junit, summary = bench.root / "junit.xml", bench.root / "summary.json"
-    options = ["--accel", "tcg", "--junitxml", junit, "--harness-json", summary, "--results", "results", "-n", "2"]
+    options: list[str | Path] = ["--accel", "tcg", "--junitxml", junit, "--harness-json", summary]
+    options += ["--results", "results", "-n", "2"]
     done = bench.start("scenarios", *options, "-k", "good or bad or ugly", "-p", "no:tmpdir", program="pytest").wait()
     assert done.status == 1, done.text
 
