@@ -15,8 +15,9 @@ pytest_plugins = ["pytester"]
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Each test has a temporary directory of its own, short enough for Unix sockets, and leaves no machine in it."""
+    tmp_path_factory.getbasetemp()  # pytest's own place must not be made in a test's
     directory = Path(tempfile.mkdtemp(prefix="ht-"))
     monkeypatch.setenv("TMPDIR", str(directory))
     monkeypatch.setattr(tempfile, "tempdir", str(directory))

@@ -97,8 +97,8 @@ def _interruptible(command: Callable[P, None]) -> Callable[P, None]:
         console = Console(stderr=True)
         try:
             command(*args, **kwargs)
-        except OSError as error:
-            _fail(console, HostError(f"the host failed: {error}"), summary.ERRORED)
+        except (OSError, EOFError) as error:  # typer would end with 1, which blames the product
+            _fail(console, HostError(f"the host failed: {error or type(error).__name__}"), summary.ERRORED)
         except KeyboardInterrupt as error:
             by = f" by {error}" if str(error) else ""
             console.print(f"interrupted{by}", style="bold red", highlight=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import secrets
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from typing import Self
 
@@ -35,7 +35,7 @@ class Identity:
 
     host_key: Ed25519PrivateKey
     client_key: Ed25519PrivateKey
-    token: str
+    token: str = field(repr=False)
 
     @classmethod
     def generate(cls) -> Self:

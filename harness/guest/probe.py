@@ -14,7 +14,7 @@ import paramiko
 
 from harness.deadline import Deadline
 from harness.errors import CommandFailed, GuestHang, LostConnection
-from harness.guest.ssh import Ssh, wait_for_data
+from harness.guest.ssh import Ssh, close_channel, wait_for_data
 from harness.oops import sanitize
 
 AGENT = ("python3", "-I", "-S", "-u", "/lib/harness/probes/agent.py")
@@ -121,4 +121,4 @@ class Probe:
 
     def close(self) -> None:
         """End the agent."""
-        self._channel.close()
+        close_channel(self._channel)

@@ -9,7 +9,7 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Timer
@@ -144,7 +144,7 @@ class Ssh:
         except _TRANSIENT as error:
             raise self._lost(argv, error) from error
         finally:
-            channel.close()
+            close_channel(channel)
         completed = Completed(tuple(argv), status, stdout, stderr, round(time.monotonic() - started, 3))
         self.journal.record(
             layer=self.layer,
@@ -178,13 +178,13 @@ class Ssh:
         remaining_s = deadline.remaining_s + _POLL_S
         try:
             channel = self._transport.open_session(timeout=remaining_s)
-            timer = Timer(remaining_s, channel.close)
+            timer = Timer(remaining_s, close_channel, [channel])
             timer.daemon = True
             timer.start()
             try:
                 yield channel
             except BaseException:
-                channel.close()
+                close_channel(channel)
                 raise
             finally:
                 timer.cancel()
@@ -265,6 +265,12 @@ def _feed(channel: paramiko.Channel, rest: memoryview) -> memoryview:
             raise
         return rest[:0]  # it ended without having read all of it
     return rest
+
+
+def close_channel(channel: paramiko.Channel) -> None:
+    """Close a channel, whose other end may be dying at this moment: paramiko would tell that with an EOFError."""
+    with suppress(*_TRANSIENT):
+        channel.close()
 
 
 def wait_for_data(channel: paramiko.Channel) -> None:

@@ -62,14 +62,6 @@ def test_the_host_key_is_one_that_dropbear_reads(identity: Identity) -> None:
     assert mode == 0o600
 
 
-@pytest.mark.skipif(shutil.which("dropbearkey") is None, reason="dropbearkey is not installed")
-def test_dropbear_itself_reads_the_host_key(identity: Identity, tmp_path: Path) -> None:
-    (tmp_path / "key").write_bytes(identity.files()[HOST_KEY][0])
-    argv = ["dropbearkey", "-y", "-f", str(tmp_path / "key")]
-    said = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True).stdout
-    assert identity.known_hosts_key() in said
-
-
 def test_the_host_key_as_the_server_shows_it(identity: Identity) -> None:
     kind, public = strings(identity.host_key_blob)
     assert (kind, public) == (b"ssh-ed25519", raw_public(identity.host_key))
