@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import select
 import shlex
 import socket
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock, Timer
+from threading import Event, Lock, Timer
 
 import paramiko
 from tenacity import RetryError, Retrying, retry_if_exception_type, wait_fixed
@@ -274,11 +273,20 @@ def close_channel(channel: paramiko.Channel) -> None:
 
 
 def wait_for_data(channel: paramiko.Channel) -> None:
-    """Wait a moment for a channel to have something to read, or an exit status."""
+    """Wait a moment for a channel to have something to read, or an exit status.
+
+    Not with ``select``: that takes a pipe of paramiko's, and a channel that is closed while its peer still sends closes
+    the pipe under paramiko's thread, which then drops the whole connection.
+    """
     if channel.eof_received:
         channel.status_event.wait(_POLL_S)
-    else:
-        select.select([channel], [], [], _POLL_S)
+        return
+    arrived = Event()
+    channel.in_buffer.set_event(arrived)
+    channel.in_stderr_buffer.set_event(arrived)
+    # Setting it cleared it: what had come before must be looked for once more.
+    if not channel.recv_ready() and not channel.recv_stderr_ready():
+        arrived.wait(_POLL_S)
 
 
 def _open_transport(port: int, identity: Identity, deadline: Deadline) -> paramiko.Transport:

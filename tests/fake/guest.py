@@ -253,6 +253,8 @@ class FakeGuest:
         self._listener.close()
         self._acceptor.join()
         for transport in self._transports:
+            with suppress(OSError):  # or its thread looks up only now and then
+                transport.sock.shutdown(socket.SHUT_RDWR)
             transport.close()
         with self._starting:
             self._closed = True

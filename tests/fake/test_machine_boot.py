@@ -52,6 +52,12 @@ def refused(rig: Rig, kind: type[HarnessError], layer: str) -> HarnessError:
     return error
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For machines that give the whole of the moment to what does not come in it: a short moment."""
+    monkeypatch.setattr(machine_module, "_END_S", 0.1)
+
+
 def may_pass(error: HarnessError) -> bool:
     """Whether another try makes sense."""
     return isinstance(error, HostError) and error.may_pass
@@ -146,6 +152,7 @@ def test_qemu_that_ends_well_before_there_is_a_guest_is_no_reset(rig: Rig) -> No
     assert error.tail == ("Supported machines are:",)
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("greets", ["no", "garbage"])
 def test_qemu_that_does_not_open_its_monitor(rig: Rig, greets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is we who kill it then: nothing from outside did, and another try would end the same way."""
@@ -169,6 +176,7 @@ def test_qemu_that_a_signal_ends(rig: Rig, number: signal.Signals, passes: bool)
     assert may_pass(error) is passes
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("ends", [{"status": 1}, {"signal": int(signal.SIGABRT)}], ids=["exits", "aborts"])
 def test_qemu_that_breaks_is_the_hosts_fault_and_not_the_guests(rig: Rig, ends: dict[str, int]) -> None:
     says = "qemu-system-x86_64: ../hw/virtio/virtio.c:11: virtqueue_pop: Assertion `sz >= 0' failed.\n"
@@ -178,6 +186,7 @@ def test_qemu_that_breaks_is_the_hosts_fault_and_not_the_guests(rig: Rig, ends: 
     assert error.log == rig.machine.results / "qemu.log"
 
 
+@pytest.mark.usefixtures("hasty")
 def test_qemu_that_complains_and_goes_on(rig: Rig) -> None:
     """A report of QEMU's own that says FATAL is an error of the host, too, while QEMU still runs."""
     rig.write_script(boot=BOOT[:2], says="KVM internal error. Suberror: 1\n")
@@ -226,6 +235,7 @@ def test_ctrl_c_while_qemu_starts(rig: Rig) -> None:
 # -- the guest is at fault ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("rest", [PANIC_ENDS, ""], ids=["told to its end", "cut off"])
 def test_a_panic_at_boot(rig: Rig, rest: str) -> None:
     """The machine just stays there, so what is raised must not wait for it to end."""
@@ -259,7 +269,7 @@ def test_a_reset_that_nothing_explains(rig: Rig) -> None:
 
 def test_a_provoked_panic_does_not_hide_that_the_machine_is_gone(rig: Rig) -> None:
     rig.make_machine(tolerated=lambda _: True)
-    rig.write_script(boot=[BOOT[0], PANIC, PANIC_ENDS], ends={"status": 0})
+    rig.write_script(boot=[BOOT[0], PANIC, PANIC_ENDS], ends={"status": 0, "reason": "guest-reset"})
     assert "reset" in refused(rig, GuestCrash, "guest").message
 
 
