@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON ?= python3
 SCENARIOS ?= scenarios
 
-.PHONY: run test setup host-packages images lint clean
+.PHONY: run test test-bad-luck bench setup host-packages images lint clean
 
 run: setup
 	$(VENV)/bin/harness run $(SCENARIOS)
@@ -27,6 +27,14 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	@touch $@
+
+# Signals, full disks, panics and hangs, against real guests: minutes, and a machine that does nothing else.
+test-bad-luck: setup
+	$(VENV)/bin/pytest tests/vm
+
+# Boot to first command against a plain script, side by side.
+bench: setup
+	$(VENV)/bin/python tools/bench
 
 lint: setup
 	$(VENV)/bin/ruff check
