@@ -130,16 +130,20 @@ class Run:
         """What it has printed so far."""
         return self.output.read_text(errors="replace")
 
-    def wait_for(self, text: str, *, times: int = 1) -> None:
-        """Wait until it has printed something so many times."""
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until something is so, while it runs."""
 
-        def seen() -> bool:
+        def so() -> object:
             ended = self.process.poll() is not None
-            found = self.text.count(text) >= times
-            assert found or not ended, f"it ended without saying {text!r}:\n{self.text}"
+            found = condition()
+            assert found or not ended, f"it ended before {what}:\n{self.text}"
             return found
 
-        until(seen, f"{text!r} to be said")
+        until(so, what)
+
+    def wait_for(self, text: str, *, times: int = 1) -> None:
+        """Wait until it has printed something so many times."""
+        self.until(lambda: self.text.count(text) >= times, f"{text!r} was said")
 
     def qemu(self) -> psutil.Process:
         """Its QEMU."""
@@ -147,7 +151,7 @@ class Run:
         def found() -> list[psutil.Process]:
             return [process for process in self.bench.processes() if process.name().startswith("qemu-system")]
 
-        until(found, "QEMU to run")
+        self.until(found, "QEMU ran")
         return found()[0]
 
     def signal(self, number: signal.Signals) -> None:

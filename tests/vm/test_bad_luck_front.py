@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.vm.conftest import Bench, Done, slow, until
+from tests.vm.conftest import Bench, Done, slow
 
 pytestmark = pytest.mark.vm
 
 SLEEPS = {"guest.run": {"argv": ["sleep", "30"]}}
+SAYS = {"guest.run": {"as": "said", "argv": ["echo", "hello"]}}
 NEVER = "said.stdout == 'good bye'"
 NO_INIT = {"kernel_args": ["rdinit=/bin/nonexistent"]}
 
@@ -27,7 +28,7 @@ def test_a_shell_for_a_script(bench: Bench, where: str) -> None:
     story = bench.scenario(load=[{"guest": "virtio_balloon"}])
     arguments: list[str | Path] = [story, "--accel", "tcg", *(["--console"] if where == "console" else [])]
     keys = b"uname -r\necho $((6 * 7)) answers\n"
-    done = bench.start("shell", story, *arguments, stdin=keys).wait()
+    done = bench.start("shell", *arguments, stdin=keys).wait()
     assert done.status == 0, done.text
     assert "loaded virtio_balloon in guest" in done.text
     assert "-amd64" in done.text.partition("Ctrl-]")[2], "uname's answer"
@@ -144,9 +145,9 @@ def test_stop_at_the_first(bench: Bench) -> None:
 
 def test_a_worker_that_is_killed_is_no_success(bench: Bench) -> None:
     """As the OOM killer does. Its scenario is not lost from the summary, and the others go on."""
-    run = bench.start_run("-j", "2", bench.scenario("doomed", drive=[SLEEPS], assertions=["true"]), bench.scenario())
+    run = bench.start_run("-j", "2", bench.scenario("doomed", drive=[SLEEPS, SAYS]), bench.scenario())
 
-    until((bench.root / "results" / "doomed" / "console-guest.log").exists, "the guest's first words")
+    run.until((bench.root / "results" / "doomed" / "console-guest.log").exists, "the guest's first words")
     qemu = next(process for process in bench.processes() if "/doomed/" in " ".join(process.cmdline()))
     worker = qemu.parent()
     assert worker is not None

@@ -72,7 +72,7 @@ def test_a_harness_that_is_interrupted(bench: Bench, number: signal.Signals, pha
     """A second Ctrl-C, for the impatient, does not spoil what the first one began."""
     run = bench.start_run(sleeper(bench), bench.scenario("never"))
     run.wait_for(SIGNS[phase])
-    until(lambda: list(bench.root.glob("results/*/console-guest.log")), "the guest's first words")
+    run.until(lambda: list(bench.root.glob("results/*/console-guest.log")), "the guest's first words")
     run.signal(number)
     time.sleep(0.02)
     run.signal(signal.SIGINT)
@@ -114,7 +114,7 @@ def test_an_interruption_of_a_run_with_workers(bench: Bench) -> None:
             names = [process.name() for process in bench.processes()]
             return sum(name.startswith("qemu-system") for name in names) == 2
 
-        until(both_run, "two QEMUs")
+        run.until(both_run, "two QEMUs ran")
         time.sleep(3)
         run.signal(number)
         done = run.wait()
