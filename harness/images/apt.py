@@ -30,6 +30,9 @@ _INDEX_URI = re.compile(rf"'(?P<base>[^']+?)/dists/(?:{_CODENAMES})/main/binary-
 _PRINTED_URI = re.compile(
     r"'[^']+' (?P<file>(?P<name>[^_]+)_(?P<version>[^_]+)_(?P<arch>[^_]+)\.deb) (?P<size>\d+) SHA256:(?P<sha256>\w{64})"
 )
+_IN_UPDATE = r"Hash Sum mismatch|has unexpected size|Mirror sync in progress"
+#: Other names that an archive has for its suites (``Suite`` in a Release file).
+_ALIASES = ("stable", "oldstable", "oldoldstable", "testing", "unstable")
 _STATUS = re.compile(r"dlstatus:\d+:(?P<percent>[\d.]+):")
 _CARRIED = re.compile(r"Acquire::(?:(?:http|https|ftp|tor|socks5h?)(?:::|\s)|Retries|ForceIPv|Queue-Mode|Proxy)")
 """Of the host's own settings, what says how to reach a mirror. What weakens verification is not among them."""
@@ -51,7 +54,7 @@ _HINTS = (
         r"404 +Not Found|does not have a Release file|does no longer have a Release file",
         f"the mirror does not carry this suite or architecture: see the recipe and {MIRROR_VARIABLE}",
     ),
-    (r"Hash Sum mismatch", "the mirror is being updated or a proxy serves stale files: try again in some minutes"),
+    (_IN_UPDATE, "the mirror is being updated or a proxy serves stale files: try again in some minutes"),
 )
 
 
@@ -99,9 +102,7 @@ class Apt:
         """
         with held(self._root.with_name(f"{self._root.name}.lock"), deadline):
             if not (self._updated and (self._root / "apt.conf").exists()):
-                self._progress.phase(f"reading Debian {self._suite}'s index for {self._arch}")
-                self._configure(deadline)
-                self._get(deadline, "update", "--error-on=any")
+                self._update(deadline)
                 self._updated = True
             try:
                 printed = self._get(deadline, "install", "--print-uris", "--yes", "-qq", "--", *packages)
@@ -136,6 +137,35 @@ class Apt:
                         f"{deb.file} is not what the archive's index says", hint="try again; suspect the disk"
                     )
         return [self._debs / deb.file for deb in debs]
+
+    def _update(self, deadline: Deadline) -> None:
+        """Read the suite's index. While a mirror is being updated, another name of the suite may still be whole."""
+        self._progress.phase(f"reading Debian {self._suite}'s index for {self._arch}")
+        try:
+            self._read_index(self._suite, deadline)
+        except HostError as error:
+            if not re.search(_IN_UPDATE, "\n".join([error.message, *error.tail])):
+                raise
+            if not any(self._is_whole_as(alias, deadline) for alias in _ALIASES):
+                raise error from None
+
+    def _is_whole_as(self, alias: str, deadline: Deadline) -> bool:
+        """Whether an alias stands for this suite, and its index could be read."""
+        try:
+            self._read_index(alias, deadline)
+        except HostError:
+            return False
+        listed = tools.run(
+            ["apt-get", "indextargets", "--format", "$(CODENAME)"], hint="", deadline=deadline, env=self._environment
+        )
+        same = set(listed.split()) == {self._suite}
+        if same:
+            self._progress.message(f"the mirror is being updated: taking {self._suite} by its name {alias}")
+        return same
+
+    def _read_index(self, suite: str, deadline: Deadline) -> None:
+        self._configure(suite, deadline)
+        self._get(deadline, "update", "--error-on=any")
 
     def _report(self, line: str, total: int) -> None:
         if match := _STATUS.match(line):
@@ -179,8 +209,11 @@ class Apt:
             hint=did_you_mean(name, known.split()) or "see the recipe's list of packages",
         )
 
-    def _configure(self, deadline: Deadline) -> None:
-        """Write the root's configuration, sources and empty status."""
+    def _configure(self, suite: str, deadline: Deadline) -> None:
+        """Write the root's configuration, sources and empty status.
+
+        :param suite: the name under which the archive is asked for the suite.
+        """
         if not _KEYRING.exists():
             raise HostError(f"{_KEYRING} is missing", hint="apt install debian-archive-keyring")
         for name in ("lists/partial", "archives/partial"):
@@ -188,7 +221,7 @@ class Apt:
         (self._root / "status").touch()
         expiry = "" if self._check_valid_until else " check-valid-until=no"
         options = f"arch={self._arch} signed-by={_KEYRING}{expiry}"
-        (self._root / "sources.list").write_text(f"deb [{options}] {mirror(deadline)} {self._suite} main\n")
+        (self._root / "sources.list").write_text(f"deb [{options}] {mirror(deadline)} {suite} main\n")
         host = tools.run(["apt-config", "dump"], hint="is apt's configuration broken?", deadline=deadline)
         (self._root / "apt.conf").write_text(configuration(self._root, self._arch, host.splitlines()))
 

@@ -97,6 +97,7 @@ def test_the_host_gives_its_transport_and_nothing_else() -> None:
         ("E: Release file for x is not valid yet (invalid for another 2h).", "clock"),
         ("E: The repository 'x nosuch Release' does not have a Release file.", "mirror does not carry"),
         ("E: Failed to fetch x  Hash Sum mismatch", "try again"),
+        ("E: Failed to fetch x  File has unexpected size (1 != 2). Mirror sync in progress?", "try again"),
     ],
 )
 def test_known_failures_have_a_remedy(line: str, word: str) -> None:
@@ -153,6 +154,57 @@ def test_an_archive_that_nobody_signed_is_refused(tmp_path: Path, monkeypatch: p
         root.resolve(["busybox-static"], soon())
     assert "is not signed" in caught.value.explain()
     assert "do not trust this mirror" in str(caught.value.hint)
+
+
+STALE = HostError("apt-get failed", hint="", tail=["E: Failed to fetch x  File has unexpected size (1 != 2)."])
+
+
+@pytest.mark.parametrize(
+    ("codenames", "asked"),
+    [
+        ({"stable": "trixie"}, ["trixie", "stable"]),
+        ({"stable": "forky", "oldstable": "trixie"}, ["trixie", "stable", "oldstable"]),
+    ],
+)
+@needs_apt
+def test_a_mirror_in_the_midst_of_an_update(
+    codenames: dict[str, str], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One name of a suite is inconsistent; another, of the same suite by its signed codename, is whole."""
+    monkeypatch.setenv("HARNESS_DEBIAN_MIRROR", "https://mirror.example/debian")
+    tried: list[str] = []
+    sources = tmp_path / "apt/trixie-amd64/sources.list"
+
+    def apt_get(argv: list[str], **_: object) -> str:
+        suite = sources.read_text().split()[-2] if sources.exists() else ""
+        if "update" in argv:
+            tried.append(suite)
+            if suite not in codenames:
+                raise STALE
+        return {"indextargets": codenames.get(suite, ""), "install": PRINTED}.get(argv[1], "")
+
+    monkeypatch.setattr("harness.images.tools.run", apt_get)
+    log = io.StringIO()
+    root = apt.Apt(tmp_path, "trixie", "amd64", check_valid_until=True, progress=PlainProgress(log, every_s=0))
+    assert root.resolve(["busybox-static"], soon())
+    assert tried == asked
+    assert f"by its name {asked[-1]}" in log.getvalue()
+
+
+@needs_apt
+def test_a_mirror_that_is_whole_under_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_DEBIAN_MIRROR", "https://mirror.example/debian")
+
+    def apt_get(argv: list[str], **_: object) -> str:
+        if "update" in argv:
+            raise STALE
+        return ""
+
+    monkeypatch.setattr("harness.images.tools.run", apt_get)
+    root = apt.Apt(tmp_path, "trixie", "amd64", check_valid_until=True, progress=SilentProgress())
+    with pytest.raises(HostError, match="unexpected size") as caught:
+        root.resolve(["busybox-static"], soon())
+    assert "being updated" in str(caught.value.hint)
 
 
 def a_deb(content: bytes) -> apt.Deb:
