@@ -161,6 +161,9 @@ def run(
     arguments = [str(path) for path in paths or [SCENARIOS]]
     # The project around the scenarios may have pytest settings and a conftest of its own: they are not for these.
     arguments += ["-c", os.devnull, "--rootdir", str(Path.cwd()), "--noconftest", "--assert=plain"]
+    # Plugins that are installed beside it likewise: each costs its start, and may change what tests do.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    arguments += ["-p", "harness.plugin", *(["-p", "xdist.plugin"] if jobs > 1 else [])]
     arguments += ["-s", "-p", "no:cacheprovider", "-p", "no:tmpdir", "--accel", accel.value, "--keep", keep.value]
     for option, value in (
         ("-k", keyword),

@@ -28,7 +28,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_dir
 from pydantic import PrivateAttr, ValidationError
 from rich.filesize import decimal
 
@@ -39,9 +38,9 @@ from harness.images.manifest import Manifest, Package, key_of
 from harness.images.objects import DamagedObject, Objects
 from harness.images.pruning import prune
 from harness.images.workspace import sweep, workspace
+from harness.places import CACHE_VARIABLE, cache_root
 from harness.progress import Progress
 
-ROOT_VARIABLE = "HARNESS_CACHE"
 _BUILD_TIMEOUT_S = 1800.0
 
 
@@ -80,11 +79,11 @@ class Entry(Manifest):
 class Store:
     """A store in a directory, which any number of processes may share.
 
-    :param root: the directory; by default what :data:`ROOT_VARIABLE` names, else the user's cache.
+    :param root: the directory; by default what :data:`CACHE_VARIABLE` names, else the user's cache.
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or Path(os.environ.get(ROOT_VARIABLE) or user_cache_dir("harness")).absolute()
+        self.root = root or cache_root()
         self._entries = self.root / "entries"
         self._locks = self.root / "locks"
         self._temporary = self.root / "tmp"
@@ -279,14 +278,14 @@ class Store:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise HostError(
-                    f"{what}: {error}", hint=f"is {self.root} writable? {ROOT_VARIABLE} chooses another place"
+                    f"{what}: {error}", hint=f"is {self.root} writable? {CACHE_VARIABLE} chooses another place"
                 ) from error
             existing = next(path for path in (self.root, *self.root.parents) if path.exists())
             free = decimal(shutil.disk_usage(existing).free)
             quota = " and the user's quota is used up" if error.errno == errno.EDQUOT else ""
             raise HostError(
                 f"no space left for {what}: {free} were free in {self.root}{quota}",
-                hint=f"harness images prune, or set {ROOT_VARIABLE} to a directory on a larger disk",
+                hint=f"harness images prune, or set {CACHE_VARIABLE} to a directory on a larger disk",
             ) from error
 
 
