@@ -182,7 +182,7 @@ def run(
     if exit_first:
         arguments.append("-x")
     if jobs > 1:
-        arguments += ["-n", str(jobs)]
+        arguments += ["-n", str(jobs), "--dist", "loadgroup"]
     raise typer.Exit(_run_pytest(console, workspace, arguments))
 
 

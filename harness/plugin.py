@@ -6,7 +6,9 @@ an error and a fault of the product as a failure, in its terminal output and in 
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import re
 from collections.abc import Generator, Iterable
 from datetime import datetime
@@ -140,6 +142,8 @@ class ScenarioFile(pytest.File):
             for tag in {*scenario.tags, scenario.feature}:
                 self.config.addinivalue_line("markers", f"{tag}: scenarios with this tag")
                 item.add_marker(tag)
+            if self.config.pluginmanager.hasplugin("xdist"):
+                item.add_marker(pytest.mark.xdist_group(_machine_of(scenario)))
             yield item
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:  # noqa: ARG002
@@ -147,6 +151,15 @@ class ScenarioFile(pytest.File):
         if isinstance(excinfo.value, ScenarioError):
             return str(excinfo.value)
         return super().repr_failure(excinfo)
+
+
+def _machine_of(scenario: Scenario) -> str:
+    """What scenarios have in common that boot the same machine.
+
+    With xdist's ``--dist loadgroup`` one worker runs them all, and the first saves the machine for the others.
+    """
+    described = json.dumps(scenario.boot.model_dump(), sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()[:8]
 
 
 class ScenarioItem(pytest.Item):
@@ -273,7 +286,7 @@ class Gather:
             self._recorded.add(report.nodeid)
         elif report.failed and report.nodeid not in self._recorded and ".yaml::" in report.nodeid:
             # xdist tells so of a worker that was killed, and only that.
-            self._session.record_lost(report.nodeid.rpartition("::")[2], str(report.longrepr))
+            self._session.record_lost(report.nodeid.rpartition("::")[2].partition("@")[0], str(report.longrepr))
             self._recorded.add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:

@@ -54,7 +54,7 @@ class Observer(Protocol):
     """Who is told how a run goes."""
 
     def phase(self, scenario: Scenario, phase: str) -> None:
-        """A scenario entered a phase: ``build``, ``boot``, ``load``, ``drive``, ``assert``, ``teardown``."""
+        """A scenario entered a phase: ``build``, ``wait``, ``boot``, ``load``, ``drive``, ``assert``, ``teardown``."""
 
     def step(self, scenario: Scenario, number: int, step: Step) -> None:
         """A step of ``drive`` begins; numbers count from 1."""
@@ -260,6 +260,9 @@ class _Run:
             self._result.under_test = [
                 UnderTest(item.component, str(item.source), item.sha256) for item in testbed.overrides.values()
             ]
+        started = time.monotonic()
+        testbed.await_room(lambda: self._observer.phase(self._scenario, "wait"))
+        self._result.seconds.wait = time.monotonic() - started
         with self._phase("boot"), _explained(testbed):
             testbed.boot()
         self._result.start = testbed.start

@@ -38,8 +38,9 @@ def open_shell(
     results = Path("results").absolute() / f"shell-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     results.mkdir(parents=True, exist_ok=True)
     console.print(f"{scenario.id}: booting under {accelerator.name} ({accelerator.why})", markup=False, soft_wrap=True)
-    with Testbed(scenario, profile, workspace.images, accelerator, results, overrides) as testbed:
+    with Testbed(scenario, profile, workspace.images, accelerator, results, overrides, workspace.saved) as testbed:
         testbed.prepare()
+        testbed.await_room(lambda: console.print("waiting for other machines to end"))
         testbed.boot()
         for module in testbed.load():
             console.print(f"loaded {module.module} in {module.layer}", markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from harness.errors import HostError
 from harness.images import Images
 from harness.images.under_test import Override, override_segment
 from harness.machine.accel import Accelerator
+from harness.machine.admission import admitted, host_capacity, need_of
 from harness.machine.machine import BootFiles, Machine, Timings
 from harness.machine.process import is_running
 from harness.machine.repro import write_repro
@@ -23,6 +24,7 @@ from harness.machine.saved import Key, SavedMachines
 from harness.machine.scratch import scratch_directory
 from harness.machine.spec import Plan, Profile
 from harness.oops import Report
+from harness.places import cache_root
 from harness.scenario.model import Scenario
 
 _LOAD_TIMEOUT_S = 20
@@ -156,6 +158,14 @@ class Testbed:
 
     def _override_segment(self, release: str) -> Path:
         return override_segment(self.overrides, self.profile.arch, release, self.scratch / "override.cpio")
+
+    def await_room(self, on_wait: Callable[[], None]) -> None:
+        """Wait until this host has room for one more machine.
+
+        :param on_wait: called once when there is none yet.
+        """
+        need = need_of(self.machine.plan, self.accelerator.name)
+        self._stack.enter_context(admitted(cache_root() / "admission", need, host_capacity(), on_wait))
 
     def boot(self) -> None:
         """Have a machine that takes commands: booted, or a saved one that goes on."""

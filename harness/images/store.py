@@ -52,12 +52,14 @@ class Built:
     :param packages: what they were made from.
     :param facts: what the builder found out.
     :param private: whether only this user may read the files.
+    :param durable: whether they must survive a loss of power; what is made again in seconds need not.
     """
 
     files: Mapping[str, Path]
     packages: Sequence[Package] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     private: bool = False
+    durable: bool = True
 
 
 class Entry(Manifest):
@@ -200,8 +202,10 @@ class Store:
         """Move a builder's files in, then say so in a manifest."""
         # Against a pruner that would take the objects for garbage, because no manifest names them yet.
         with held(self.root / "commit.lock", Deadline.after(60, "the store's lock")):
-            files = {name: self._objects.put(path, private=built.private) for name, path in built.files.items()}
-            _sync(self.root / "objects")
+            how = {"private": built.private, "durable": built.durable}
+            files = {name: self._objects.put(path, **how) for name, path in built.files.items()}
+            if built.durable:
+                _sync(self.root / "objects")
             kind, name, arch, inputs = what
             manifest = Manifest(
                 key=key,
@@ -219,9 +223,11 @@ class Store:
             with draft.open("w", encoding="utf-8") as stream:
                 stream.write(manifest.model_dump_json(indent=1))
                 stream.flush()
-                os.fsync(stream.fileno())
+                if built.durable:
+                    os.fsync(stream.fileno())
             draft.replace(self._entries / f"{key}.json")
-            _sync(self._entries)
+            if built.durable:
+                _sync(self._entries)
 
     def _usable(self, key: str, need: Collection[str]) -> Entry | None:
         """The entry, marked as in use, if there is one.
