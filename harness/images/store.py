@@ -159,8 +159,10 @@ class Store:
             self._explained(f"{what[0]} {what[1]} for {what[2]}"),
             held(self._locks / f"{key}.lock", Deadline.after(60, "the store's lock")),
         ):
-            if not (self._entries / f"{key}.json").exists():
-                self._commit(directory, key, built, what, seconds)
+            with suppress(DamagedObject):
+                if self._usable(key, ()) is not None:
+                    return
+            self._commit(directory, key, built, what, seconds)
 
     def sha256_of(self, path: Path) -> str:
         """A file's hash; for one of the store's, without reading it."""

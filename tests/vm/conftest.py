@@ -226,8 +226,8 @@ class Bench:
         before: Sequence[str] = (),
         environment: Mapping[str, str | None] = NO_CHANGE,
     ) -> Run:
-        """Start ``harness run`` under emulation, with the summary where :class:`Run` looks for it."""
-        fixed = ("--accel", "tcg", "--results", "results", "--json", self.root / "summary.json")
+        """Start ``harness run`` under emulation, from a cold boot, with the summary where :class:`Run` looks for it."""
+        fixed = ("--accel", "tcg", "--cold", "--results", "results", "--json", self.root / "summary.json")
         return self.start("run", *fixed, *arguments, before=before, environment=environment)
 
     def run(
