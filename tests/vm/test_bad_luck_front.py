@@ -13,7 +13,7 @@ from tests.vm.conftest import Bench, Done, slow
 
 pytestmark = pytest.mark.vm
 
-SLEEPS = {"guest.run": {"argv": ["sleep", "30"]}}
+SLEEPS = {"guest.run": {"argv": ["sleep", "1000"], "timeout_s": 1000}}
 SAYS = {"guest.run": {"as": "said", "argv": ["echo", "hello"]}}
 NEVER = "said.stdout == 'good bye'"
 NO_INIT = {"kernel_args": ["rdinit=/bin/nonexistent"]}
@@ -42,8 +42,8 @@ def test_a_shell_for_a_script(bench: Bench, where: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        pytest.param(b"echo c > /proc/sysrq-trigger\nsleep 60\n", "sysrq triggered crash", id="panics"),
-        slow(b"reboot -f\nsleep 60\n", "the machine reset itself", id="resets"),
+        pytest.param(b"echo c > /proc/sysrq-trigger\nsleep 1000\n", "sysrq triggered crash", id="panics"),
+        slow(b"reboot -f\nsleep 1000\n", "the machine reset itself", id="resets"),
     ],
 )
 def test_a_shell_whose_machine_ends(bench: Bench, keys: bytes, words: str) -> None:
@@ -55,7 +55,7 @@ def test_a_shell_whose_machine_ends(bench: Bench, keys: bytes, words: str) -> No
 
 @pytest.mark.parametrize("number", [slow(signal.SIGTERM, id="SIGTERM"), slow(signal.SIGHUP, id="SIGHUP")])
 def test_a_shell_that_is_interrupted(bench: Bench, number: signal.Signals) -> None:
-    run = bench.start("shell", bench.scenario(), "--accel", "tcg", stdin=b"sleep 60\n")
+    run = bench.start("shell", bench.scenario(), "--accel", "tcg", stdin=b"sleep 1000\n")
     run.wait_for("Ctrl-]")
     run.signal(number)
     done = run.wait()

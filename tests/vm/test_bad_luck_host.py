@@ -16,7 +16,7 @@ from harness.errors import HostError
 from harness.machine.accel import choose
 from harness.progress import SilentProgress
 from harness.workspace import Workspace
-from tests.vm.conftest import ALL, Bench, Done, only_all, slow
+from tests.vm.conftest import ALL, UNWAITED_S, Bench, Done, only_all, slow
 
 pytestmark = pytest.mark.vm
 
@@ -136,7 +136,7 @@ def test_results_without_room(bench: Bench, kib: int, drive: list[dict[str, Any]
     result = done.came_to(2, "error", "free", "hint: ", "--results")
     assert "story" in result["id"]
     assert [name for name in listing(bench) if name != "story"] == []
-    assert done.seconds < 60
+    assert done.seconds < UNWAITED_S
 
 
 @pytest.mark.parametrize("mib", [24, *([90, 160] if ALL else [])])
