@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from harness.machine.repro import write_repro
 from harness.machine.scratch import scratch_directory
 from harness.machine.spec import Plan, Profile
 from harness.oops import Report
+from harness.regex import compiled
 from harness.scenario.model import Scenario
 
 _LOAD_TIMEOUT_S = 20
@@ -68,7 +68,7 @@ class Testbed:
         self._stack = ExitStack()
         self._scratch: Path | None = None
         self._machine: Machine | None = None
-        self._tolerated = [(rule.layer, re.compile(rule.title)) for rule in scenario.allow_crash]
+        self._tolerated = [(rule.layer, compiled(rule.title)) for rule in scenario.allow_crash]
 
     def __enter__(self) -> Self:
         self._scratch = self._stack.enter_context(scratch_directory())

@@ -38,6 +38,8 @@ _FORWARD = re.compile(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s")
 _UNHEARD = ("PYTEST_", "HARNESS_CONSOLE_", "COV_")
 
 only_all = pytest.mark.skipif(not ALL, reason="HARNESS_TEST_ALL is not 1")
+#: One of each kind of bad luck: a minute and a half of it belongs to every ``make test``.
+quick = pytest.mark.quick
 NO_CHANGE: Mapping[str, str | None] = {}
 
 _SAYS = {"guest.run": {"as": "said", "argv": ["echo", "hello"]}}

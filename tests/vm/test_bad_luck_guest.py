@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm.conftest import LONG_S, UNWAITED_S, Bench, Done, only_all, slow
+from tests.vm.conftest import LONG_S, UNWAITED_S, Bench, Done, only_all, quick, slow
 
 pytestmark = pytest.mark.vm
 
@@ -45,7 +45,7 @@ def logs(done: Done) -> Path:
 @pytest.mark.parametrize(
     "boot",
     [
-        pytest.param({"kernel_args": ["rdinit=/bin/nonexistent"]}, id="no init"),
+        pytest.param({"kernel_args": ["rdinit=/bin/nonexistent"]}, id="no init", marks=quick),
         slow({"kernel_args": ["rdinit=/bin/false"]}, id="an init that fails"),
         slow({"memory_mib": 80}, id="too little memory"),
     ],
@@ -59,6 +59,7 @@ def test_a_panic_that_the_image_is_to_blame_for(bench: Bench, boot: dict[str, An
     assert b"Kernel panic" in (logs(done) / "console-guest.log").read_bytes()
 
 
+@quick
 def test_a_panic(bench: Bench) -> None:
     done = bench.run(bench.scenario(drive=[SAYS, sh(PANIC)]))
     result = done.came_to(1, "fail", f"guest: {PANIC_TITLE}", "last console lines:", "end Kernel panic")
@@ -98,7 +99,7 @@ def test_nothing_can_follow_an_allowed_panic(
 @pytest.mark.parametrize(
     ("command", "title"),
     [
-        pytest.param("reboot -f", "the machine reset itself", id="reset"),
+        pytest.param("reboot -f", "the machine reset itself", id="reset", marks=quick),
         slow("poweroff -f", "the machine powered itself off", id="power off"),
     ],
 )
@@ -157,6 +158,7 @@ def test_a_qemu_that_is_stopped(bench: Bench) -> None:
     assert afterwards < MONITOR_S, "a QEMU that does not run cannot be asked to do anything"
 
 
+@quick
 def test_an_ssh_server_that_is_killed(bench: Bench) -> None:
     done = bench.run(bench.scenario(drive=[SAYS, sh(f"killall -9 dropbear; {LONG}")]))
     result = done.came_to(2, "error", "guest: the SSH connection broke", "last console lines:", "hint: ")
@@ -194,7 +196,7 @@ def test_a_qemu_that_is_killed_each_time(bench: Bench) -> None:
 # -- a flood ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit_mib", [1, slow(64)])
+@pytest.mark.parametrize("limit_mib", [pytest.param(1, marks=quick), slow(64)])
 def test_a_console_that_is_flooded(bench: Bench, limit_mib: int) -> None:
     """With 200 MB and more; what was said until it was seen is on the disk, and no more."""
     flood = "tr '\\0' x < /dev/zero > /dev/console"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.images import Store
-from tests.vm.conftest import ALL, LONG_S, UNWAITED_S, Bench, only_all, slow, until
+from tests.vm.conftest import ALL, LONG_S, UNWAITED_S, Bench, only_all, quick, slow, until
 
 pytestmark = pytest.mark.vm
 
@@ -35,6 +35,7 @@ def scratch(bench: Bench) -> list[str]:
 # -- SIGKILL ----------------------------------------------------------------------------------------------------
 
 
+@quick
 @pytest.mark.parametrize("phases", [("boot", "drive"), slow(("load",))])
 def test_a_harness_that_is_killed_takes_its_machine_with_it(bench: Bench, phases: tuple[str, ...]) -> None:
     """It cannot tidy up after itself, so the next run does."""
@@ -59,8 +60,8 @@ def test_a_harness_that_is_killed_takes_its_machine_with_it(bench: Bench, phases
 @pytest.mark.parametrize(
     ("number", "phase"),
     [
-        (signal.SIGTERM, "boot"),
-        (signal.SIGINT, "drive"),
+        pytest.param(signal.SIGTERM, "boot", marks=quick),
+        pytest.param(signal.SIGINT, "drive", marks=quick),
         slow(signal.SIGINT, "boot"),
         slow(signal.SIGINT, "load"),
         slow(signal.SIGTERM, "load"),
@@ -87,7 +88,7 @@ def test_a_harness_that_is_interrupted(bench: Bench, number: signal.Signals, pha
     bench.nothing_is_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=quick), slow(signal.SIGINT)])
 def test_an_interruption_during_teardown_comes_after_it(bench: Bench, number: signal.Signals) -> None:
     """What has been judged stays judged; nothing else is begun. The moment is short: it may take some tries."""
     for _ in range(5):
