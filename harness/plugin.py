@@ -100,7 +100,7 @@ class Front:
         self.progress = progress
         self.session: HarnessSession | None = None
         self.interrupted = False
-        self.selected: int | None = None
+        self.selected: list[Scenario] = []
 
     @property
     def finished(self) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ class Front:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """What is going to run; with ``-j`` only the workers know."""
-        self.selected = len(session.items)
+        self.selected = [item.scenario for item in session.items if isinstance(item, ScenarioItem)]
 
     def pytest_keyboard_interrupt(self) -> None:
         """Ctrl-C or SIGTERM."""

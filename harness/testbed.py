@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from harness.machine.scratch import scratch_directory
 from harness.machine.spec import Plan, Profile
 from harness.oops import Report
 from harness.places import cache_root
+from harness.regex import compiled
 from harness.scenario.model import Scenario
 
 _LOAD_TIMEOUT_S = 20
@@ -79,7 +79,7 @@ class Testbed:
         self._saved = None if scenario.boot.fresh else saved
         self._loaded: list[LoadedModule] | None = None
         self.start = "cold"
-        self._tolerated = [(rule.layer, re.compile(rule.title)) for rule in scenario.allow_crash]
+        self._tolerated = [(rule.layer, compiled(rule.title)) for rule in scenario.allow_crash]
 
     def __enter__(self) -> Self:
         self._scratch = self._stack.enter_context(scratch_directory())

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harness.errors import HostError, Problem
+from harness.errors import HarnessError, HostError, Problem
 from harness.images import Images, Recipes, Store
 from harness.images.under_test import Override, parse_overrides
 from harness.machine.accel import Accelerator, KvmJudge, Request, choose, host_architecture
@@ -87,13 +87,29 @@ class Workspace:
             problems += wrong
         return scenarios, problems
 
-    def prepare(self, scenarios: Iterable[Scenario]) -> None:
-        """Have every image that the scenarios boot, building what is missing."""
+    def prepare(self, scenarios: Iterable[Scenario]) -> dict[str, HarnessError]:
+        """Have every image that the scenarios boot, building what is missing.
+
+        :return: for each scenario that has none, by its id, why: an archive may lack one architecture only.
+        """
+        users: dict[tuple[str, str], list[str]] = {}
         for scenario in scenarios:
-            self.build_profile(self.profiles[scenario.boot.machine], scenario.boot.kernel)
+            machine = scenario.boot.machine
+            kernel = scenario.boot.kernel or self.profiles[machine].kernels[0]
+            users.setdefault((machine, kernel), []).append(scenario.id)
+        refused: dict[str, HarnessError] = {}
+        for (machine, kernel), ids in users.items():
+            try:
+                self.build_profile(self.profiles[machine], kernel)
+            except HarnessError as error:
+                refused.update(dict.fromkeys(ids, error))
+        return refused
 
     def build_profile(self, profile: Profile, kernel: str | None = None) -> None:
-        """Have what a profile boots: one kernel, or all that it can boot."""
+        """Have what a profile boots: one kernel, or all that it can boot.
+
+        :raises HostError: one of them cannot be built.
+        """
         for name in [kernel] if kernel else profile.kernels:
             self.images.kernel(name, profile.arch)
         self.images.rootfs(profile.rootfs, profile.arch)

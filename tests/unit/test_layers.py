@@ -17,7 +17,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
     frozenset(rooms.split())
     for rooms in (
         "errors interrupts places yaml_scalars",
-        "deadline progress oops strict_yaml",
+        "deadline progress oops regex strict_yaml",
         "validate",
         "scenario images guest result",
         "machine",
