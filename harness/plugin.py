@@ -24,9 +24,8 @@ from harness.report.progress import Progress, Silent
 from harness.report.summary import make_summary
 from harness.result import ScenarioResult, Verdict, write_json
 from harness.runner import Interrupted, Runner, Settings
-from harness.scenario.load import load_file
 from harness.scenario.model import Scenario
-from harness.workspace import Workspace, scenario_root
+from harness.workspace import Workspace
 
 _SESSION: pytest.StashKey[HarnessSession] = pytest.StashKey()
 _LOOKS_LIKE_SCENARIO = re.compile(r"^scenario:", re.MULTILINE)
@@ -136,7 +135,7 @@ class ScenarioFile(pytest.File):
     def collect(self) -> Iterable[ScenarioItem]:
         """Load the file."""
         workspace = self.config.stash[_SESSION].workspace
-        for scenario in load_file(self.path, workspace.catalogue, root=scenario_root(self.path)):
+        for scenario in workspace.load_file(self.path):
             name = Path(scenario.id).name
             item: ScenarioItem = ScenarioItem.from_parent(self, name=name, scenario=scenario)
             for tag in {*scenario.tags, scenario.feature}:

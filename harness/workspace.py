@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +18,7 @@ from harness.machine.saved import SavedMachines
 from harness.machine.scratch import scratch_directory, sweep
 from harness.machine.spec import Plan, Profile
 from harness.progress import Progress
-from harness.scenario.load import load_paths
+from harness.scenario.load import load_file, load_paths
 from harness.scenario.model import Catalogue, Scenario
 from harness.steps.base import Verb, find_features, find_verbs
 
@@ -36,6 +36,7 @@ class Workspace:
     """Everything that does not depend on which scenarios run. Built lazily: ``check`` needs no store."""
 
     progress: Progress
+    _read: dict[tuple[Path, Path], list[Scenario]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def recipes(self) -> Recipes:
@@ -82,10 +83,21 @@ class Workspace:
         scenarios: list[Scenario] = []
         problems: list[Problem] = []
         for path in paths:
-            found, wrong = load_paths([path], self.catalogue, scenario_root(path))
+            found, wrong = load_paths([path], partial(self.load_file, root=scenario_root(path)))
             scenarios += found
             problems += wrong
         return scenarios, problems
+
+    def load_file(self, path: Path, root: Path | None = None) -> list[Scenario]:
+        """The scenarios of one file, read once in a session.
+
+        :param root: see :func:`harness.scenario.load.load_file`; by default what is right for this file alone.
+        :raises ScenarioError: see there.
+        """
+        known = (path.absolute(), root or scenario_root(path))
+        if known not in self._read:
+            self._read[known] = load_file(path, self.catalogue, root=known[1])
+        return self._read[known]
 
     def prepare(self, scenarios: Iterable[Scenario]) -> dict[str, HarnessError]:
         """Have every image that the scenarios boot, building what is missing.
