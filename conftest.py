@@ -20,6 +20,7 @@ def nothing_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytes
     tmp_path_factory.getbasetemp()  # pytest's own place must not be made in a test's
     directory = Path(tempfile.mkdtemp(prefix="ht-"))
     monkeypatch.setenv("TMPDIR", str(directory))
+    monkeypatch.setenv("HARNESS_STATE", str(directory / "state"))  # what tests run is nobody's history
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
     try:
         yield

@@ -6,29 +6,36 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from enum import StrEnum
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, Any
 
 import pytest
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 
+from harness.commands import register
+from harness.commands.base import command as _command
+from harness.commands.base import fail as _fail
+from harness.commands.base import make_console as _console
+from harness.commands.base import print_error as _print_error
+from harness.commands.base import print_problems as _print_problems
+from harness.commands.recording import HistoryOption, expectation, history_of_run, part_of, record_all
 from harness.doctor import State, diagnose, print_findings
-from harness.errors import HarnessError, HostError, Problem, ScenarioError, UsageError
-from harness.interrupts import unwind_on_signals
+from harness.errors import HarnessError, UsageError
 from harness.plugin import Front
 from harness.progress import PlainProgress, RichProgress, SilentProgress
 from harness.progress import Progress as BuildProgress
 from harness.report import summary
-from harness.report.progress import Silent, for_console
+from harness.report.progress import Expected, Silent, for_console
+from harness.report.repeats import print_repeats
 from harness.report.store import print_store
-from harness.result import ScenarioResult, write_json
+from harness.result import write_json
+from harness.runner import blank_result
 from harness.scenario.model import Scenario
 from harness.scenario.schema import json_schema
 from harness.shell import open_shell
@@ -37,11 +44,9 @@ from harness.workspace import Workspace
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 images_app = typer.Typer(no_args_is_help=True, help="The store of images.")
 app.add_typer(images_app, name="images")
+register(app)
 
 SCENARIOS = Path("scenarios")
-
-
-P = ParamSpec("P")
 
 
 class Accel(StrEnum):
@@ -68,11 +73,6 @@ UnderTest = Annotated[
 ]
 
 
-def _console() -> Console:
-    """Standard output; a log has no width of its own, and folded ids cannot be searched for."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
-
-
 def _build_progress() -> BuildProgress:
     return RichProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)
 
@@ -80,46 +80,6 @@ def _build_progress() -> BuildProgress:
 def _shown(progress: BuildProgress) -> AbstractContextManager[object]:
     """Show a bar while the block runs, where there is one."""
     return progress if isinstance(progress, RichProgress) else nullcontext()
-
-
-def _print_error(console: Console, error: HarnessError) -> None:
-    console.print(f"[bold red]error:[/] {error.__class__.__name__}: ", end="")
-    console.print(error.explain(), markup=False, highlight=False, soft_wrap=True)
-
-
-def _fail(console: Console, error: HarnessError, status: int) -> NoReturn:
-    _print_error(console, error)
-    raise typer.Exit(status)
-
-
-def _command(command: Callable[P, None]) -> Callable[P, None]:
-    """A command whose every end has the exit status that tells who is to blame, and words for a person.
-
-    Ctrl-C, SIGTERM and SIGHUP end it in order: what runs is undone.
-    """
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        unwind_on_signals()
-        console = Console(stderr=True)
-        try:
-            command(*args, **kwargs)
-            sys.stdout.flush()
-        except BrokenPipeError:  # whoever read this has seen enough, as with `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(summary.ERRORED) from None
-        except HarnessError as error:
-            # A recipe that is wrong is a fault of the files at hand, as a scenario is.
-            usage = isinstance(error, UsageError | ScenarioError)
-            _fail(console, error, summary.USAGE if usage else summary.ERRORED)
-        except (OSError, EOFError) as error:  # typer would end with 1, which blames the product
-            _fail(console, HostError(f"the host failed: {error or type(error).__name__}"), summary.ERRORED)
-        except KeyboardInterrupt as error:
-            by = f" by {error}" if str(error) else ""
-            console.print(f"interrupted{by}", style="bold red", highlight=False)
-            raise typer.Exit(summary.ERRORED) from None
-
-    return wrapped
 
 
 def _load(console: Console, workspace: Workspace, paths: list[Path] | None) -> list[Scenario]:
@@ -132,12 +92,6 @@ def _load(console: Console, workspace: Workspace, paths: list[Path] | None) -> l
         _print_problems(console, problems)
         raise typer.Exit(summary.USAGE)
     return scenarios
-
-
-def _print_problems(console: Console, problems: list[Problem]) -> None:
-    for problem in problems:
-        console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{len(problems)} problem{'s' if len(problems) != 1 else ''}", style="bold red")
 
 
 @app.command()
@@ -155,6 +109,10 @@ def run(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write a summary.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
     exit_first: Annotated[bool, typer.Option("-x", help="Stop after the first that does not pass.")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="Run each so many times, and tell how often it failed.")] = 1,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only this part of N, by recorded duration.")] = None,
+    history: HistoryOption = None,
+    no_history: Annotated[bool, typer.Option("--no-history", help="Record nothing.")] = False,
 ) -> None:
     """Run scenarios and print their verdicts.
 
@@ -166,17 +124,26 @@ def run(
     workspace.overrides(under_test or [])  # a wrong one is told before anything else is done
     chosen = _selection(paths, keyword, tag)
     selected = _select(console, workspace, chosen)
+    recorded = None if no_history else history_of_run(console, history)
+    part = None if shard is None else part_of(selected, shard, recorded)
+    selected = [item for item in selected if part is None or item.id in part.mine]
+    front = Front(workspace, Silent(), part)
     with _shown(workspace.progress):
         refused = workspace.prepare(selected)
     if refused and len(refused) == len(selected):
         error = next(iter(refused.values()))
-        if json_file is not None:
-            _write_unprepared(json_file, selected, results or Path("results"), refused)
+        _tell_unprepared(front.facts, json_file, recorded, selected, results or Path("results"), refused)
         _fail(console, error, summary.ERRORED)
     for error in dict.fromkeys(refused.values()):
         _print_error(console, error)
     arguments = [*chosen, "-s", "-p", "no:tmpdir", "--accel", accel.value, "--keep", keep.value]
-    for option, value in (("--results", results), ("--harness-json", json_file), ("--junitxml", junit)):
+    files = {
+        "--results": results,
+        "--harness-json": json_file,
+        "--junitxml": junit,
+        "--harness-history": recorded,
+    }
+    for option, value in files.items():
         if value is not None:
             arguments += [option, str(value)]
     for source in under_test or []:
@@ -185,9 +152,11 @@ def run(
         arguments.append("--cold")
     if exit_first:
         arguments.append("-x")
+    if repeat > 1:
+        arguments += ["--harness-repeat", str(repeat)]
     if jobs > 1:
         arguments += ["-p", "xdist.plugin", "-n", str(jobs), "--dist", "loadgroup"]
-    raise typer.Exit(_run_pytest(console, workspace, arguments))
+    raise typer.Exit(_run_pytest(console, front, arguments, expectation(selected, repeat, recorded)))
 
 
 def _selection(paths: list[Path] | None, keyword: str | None, tag: list[str] | None) -> list[str]:
@@ -216,39 +185,38 @@ def _select(console: Console, workspace: Workspace, chosen: list[str]) -> list[S
     return front.selected
 
 
-def _write_unprepared(
-    target: Path, scenarios: list[Scenario], results: Path, errors: Mapping[str, HarnessError]
+def _tell_unprepared(
+    facts: summary.RunFacts,
+    target: Path | None,
+    history: Path | None,
+    scenarios: list[Scenario],
+    results: Path,
+    errors: Mapping[str, HarnessError],
 ) -> None:
     """The summary of a run that had no images to boot: an ERROR for each scenario."""
-    refused = [
-        ScenarioResult(
-            item.id,
-            item.title,
-            item.feature,
-            item.tags,
-            item.matrix,
-            results,
-            reason=f"the images cannot be prepared: {errors[item.id].explain()}",
-        )
-        for item in scenarios
-    ]
-    with suppress(OSError):  # a full disk is what is being told
-        write_json(target.absolute(), summary.make_summary([item.to_json() for item in refused]))
+    refused = [blank_result(item, results, facts.run) for item in scenarios]
+    for item in refused:
+        item.reason = f"the images cannot be prepared: {errors[item.id].explain()}"
+    told = [item.to_json() for item in refused]
+    with suppress(OSError, HarnessError):  # a full disk is what is being told
+        record_all(history, told)
+        if target is not None:
+            write_json(target.absolute(), summary.make_summary(told, facts))
 
 
-def _run_pytest(console: Console, workspace: Workspace, arguments: list[str]) -> int:
+def _run_pytest(console: Console, front: Front, arguments: list[str], expected: Expected) -> int:
     """Let pytest run the scenarios, then say what became of them."""
-    progress = for_console(console)
-    front = Front(workspace, progress)
+    front.progress = for_console(console, expected)
     try:
         ended = pytest.main(arguments, plugins=[front])
     finally:
-        progress.close()
+        front.progress.close()
     finished = front.finished
     if finished:
         console.print()
         summary.print_table(console, finished)
         summary.print_failures(console, finished)
+        print_repeats(console, finished)
         accel = summary.overall_accel(finished)
         console.print(f"\naccelerator: {accel['used']} ({accel['why']})", markup=False, highlight=False, soft_wrap=True)
     console.print(f"results: {front.results}", markup=False, highlight=False, soft_wrap=True)

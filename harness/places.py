@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from platformdirs import user_cache_dir
+from platformdirs import user_cache_dir, user_state_dir
 
 CACHE_VARIABLE = "HARNESS_CACHE"
+STATE_VARIABLE = "HARNESS_STATE"
 
 
 def cache_root() -> Path:
     """The directory of everything that can be made again: what :data:`CACHE_VARIABLE` names, else the user's cache."""
     return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("harness")).absolute()
+
+
+def state_root() -> Path:
+    """The directory of what cannot be made again: what :data:`STATE_VARIABLE` names, else the user's state."""
+    return Path(os.environ.get(STATE_VARIABLE) or user_state_dir("harness")).absolute()

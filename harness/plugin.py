@@ -20,8 +20,11 @@ import pytest
 from harness.errors import ExpectationFailed, HarnessError, ScenarioError
 from harness.interrupts import unwind_on_signals
 from harness.progress import SilentProgress
+from harness.records.recorder import Recorder
+from harness.records.shards import Shard
+from harness.report.consoles import console_excerpt
 from harness.report.progress import Progress, Silent
-from harness.report.summary import make_summary
+from harness.report.summary import RunFacts, make_summary
 from harness.result import ScenarioResult, Verdict, write_json
 from harness.runner import Interrupted, Runner, Settings
 from harness.scenario.model import Scenario
@@ -37,13 +40,27 @@ class HarnessSession:
 
     :param workspace: recipes, store and the rest; ``harness run`` hands in its own.
     :param progress: who is told how scenarios go.
+    :param facts: what this run is known by; pytest-xdist's workers take it from their controller.
+    :param only: ids of the scenarios that may run; None lets all.
     """
 
-    def __init__(self, config: pytest.Config, workspace: Workspace, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: pytest.Config,
+        workspace: Workspace,
+        progress: Progress,
+        facts: RunFacts,
+        only: frozenset[str] | None = None,
+    ) -> None:
+        told = getattr(config, "workerinput", {})
         self.config = config
         self.workspace = workspace
         self.progress = progress
+        self.facts = RunFacts(run=told.get("harness_run", facts.run), started=facts.started, shard=facts.shard)
+        self.only = frozenset(told["harness_only"]) if told.get("harness_only") is not None else only
         self.finished: list[dict[str, Any]] = []
+        history = config.getoption("harness_history")
+        self._recorder = Recorder(Path(history)) if history is not None and not told else None
         self._runner: Runner | None = None
 
     @property
@@ -73,6 +90,7 @@ class HarnessSession:
                 saved=None if self.config.getoption("harness_cold") else workspace.saved,
                 overrides=workspace.overrides(self.config.getoption("harness_under_test")),
                 keep=self.config.getoption("harness_keep"),
+                run=self.facts.run,
             )
             self._runner = Runner(settings, self.progress)
         return self._runner
@@ -81,22 +99,29 @@ class HarnessSession:
         """A scenario ended; the result is as ``to_json`` gives it."""
         self.finished.append(result)
         self.progress.finished(result)
+        if self._recorder is not None and (trouble := self._recorder.record(result)) is not None:
+            self.progress.message(trouble)
 
     def record_lost(self, name: str, why: str) -> None:
         """A scenario was begun and nothing came of it: the process that ran it was killed, or its set-up failed."""
         reason = f"no result: {why.strip()}"
-        self.record(ScenarioResult(name, name, "", (), {}, self.results, reason=reason).to_json())
+        lost = ScenarioResult(name, name, "", (), {}, self.results, reason=reason, run=self.facts.run)
+        self.record(lost.to_json())
 
 
 class Front:
     """``harness run``'s part in a pytest session: its workspace, its progress, and what came of it.
 
     pytest's own terminal output goes nowhere; other plugins still find a reporter.
+
+    :param shard: which of the scenarios are this run's; None for all.
     """
 
-    def __init__(self, workspace: Workspace, progress: Progress) -> None:
+    def __init__(self, workspace: Workspace, progress: Progress, shard: Shard | None = None) -> None:
         self.workspace = workspace
         self.progress = progress
+        self.facts = RunFacts(shard=None if shard is None else shard.to_json())
+        self.only = None if shard is None else frozenset(shard.mine)
         self.session: HarnessSession | None = None
         self.interrupted = False
         self.selected: list[Scenario] = []
@@ -135,9 +160,11 @@ class ScenarioFile(pytest.File):
     def collect(self) -> Iterable[ScenarioItem]:
         """Load the file."""
         workspace = self.config.stash[_SESSION].workspace
-        for scenario in workspace.load_file(self.path):
-            name = Path(scenario.id).name
-            item: ScenarioItem = ScenarioItem.from_parent(self, name=name, scenario=scenario)
+        times = self.config.getoption("harness_repeat")
+        runs = [(scenario, attempt) for scenario in workspace.load_file(self.path) for attempt in range(1, times + 1)]
+        for scenario, attempt in runs:
+            name = Path(scenario.id).name + (f"#{attempt}" if times > 1 else "")
+            item: ScenarioItem = ScenarioItem.from_parent(self, name=name, scenario=scenario, attempt=attempt)
             for tag in {*scenario.tags, scenario.feature}:
                 self.config.addinivalue_line("markers", f"{tag}: scenarios with this tag")
                 item.add_marker(tag)
@@ -162,18 +189,19 @@ def _machine_of(scenario: Scenario) -> str:
 
 
 class ScenarioItem(pytest.Item):
-    """One scenario."""
+    """One scenario; one run of it, where several are asked for."""
 
-    def __init__(self, *, scenario: Scenario, **kwargs: Any) -> None:
+    def __init__(self, *, scenario: Scenario, attempt: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.scenario = scenario
+        self.attempt = attempt
         self.result: ScenarioResult | None = None
 
     def setup(self) -> None:
         """Run the scenario. Raises here for what is not the product's fault."""
         session = self.config.stash[_SESSION]
         try:
-            result = session.runner.run(self.scenario)
+            result = session.runner.run(self.scenario, self.attempt)
         except Interrupted as interrupted:  # pytest makes no report of what Ctrl-C ends
             if not hasattr(self.config, "workerinput"):
                 session.record(interrupted.result.to_json())
@@ -181,10 +209,12 @@ class ScenarioItem(pytest.Item):
         self.result = result
         for name, value in result.versions.items():
             self.user_properties.append((name, value))
+        for tested in result.under_test:
+            self.user_properties.append((f"under test {tested.component}", tested.sha256))
         self.user_properties.append(("accelerator", result.accel.get("used", "none")))
         self.user_properties.append(("results", str(result.results)))
         if result.verdict is Verdict.ERROR:
-            raise HarnessError(result.reason)
+            raise HarnessError(f"{result.reason}{console_excerpt(result)}\n  logs: {result.results}")
         if result.verdict is Verdict.SKIP:
             pytest.skip(result.reason)
 
@@ -193,7 +223,8 @@ class ScenarioItem(pytest.Item):
         assert self.result is not None
         if self.result.verdict is Verdict.FAIL:
             failed = "".join(f"\n  does not hold: {item}" for item in self.result.failed_assertions)
-            raise ExpectationFailed(f"{self.result.reason}{failed}\n  logs: {self.result.results}")
+            shown = f"{failed}{console_excerpt(self.result)}"
+            raise ExpectationFailed(f"{self.result.reason}{shown}\n  logs: {self.result.results}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """A scenario's failure is told in its own words; a traceback only for faults of the harness itself."""
@@ -213,6 +244,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results", dest="harness_results", metavar="DIR", help="directory for logs and evidence")
     group.addoption("--keep", dest="harness_keep", choices=("never", "failed", "always"), default="always")
     group.addoption("--cold", dest="harness_cold", action="store_true", help="boot every machine, use no saved one")
+    group.addoption("--harness-history", dest="harness_history", metavar="FILE", help="record outcomes there")
+    group.addoption(
+        "--harness-repeat", dest="harness_repeat", metavar="N", type=int, default=1, help="run each scenario N times"
+    )
     group.addoption("--harness-json", dest="harness_json", metavar="FILE", help="write a JSON summary")
     group.addoption(
         "--under-test",
@@ -228,7 +263,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set the session up, unless ``harness run`` has brought its own."""
     front = next((plugin for plugin in config.pluginmanager.get_plugins() if isinstance(plugin, Front)), None)
     workspace = front.workspace if front else Workspace(SilentProgress())
-    session = HarnessSession(config, workspace, front.progress if front else Silent())
+    if front:
+        session = HarnessSession(config, workspace, front.progress, front.facts, front.only)
+    else:
+        session = HarnessSession(config, workspace, Silent(), RunFacts())
     config.stash[_SESSION] = session
     if front:
         front.session = session
@@ -246,6 +284,15 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ScenarioFi
                 return None
     collector: ScenarioFile = ScenarioFile.from_parent(parent, path=file_path)
     return collector
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what another shard runs."""
+    only = config.stash[_SESSION].only
+    if only is not None:
+        others = [item for item in items if not (isinstance(item, ScenarioItem) and item.scenario.id in only)]
+        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=others)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -276,6 +323,13 @@ class Gather:
     def pytest_configure_node(self, node: Any) -> None:
         """Let xdist's workers write where the controller says."""
         node.workerinput["harness_results"] = str(self._session.results)
+        node.workerinput["harness_run"] = self._session.facts.run
+        node.workerinput["harness_only"] = None if self._session.only is None else sorted(self._session.only)
+
+    def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        """A scenario begins; with ``-j`` this is all that is heard of it until it ends."""
+        if ".yaml::" in nodeid and self._session.config.pluginmanager.hasplugin("dsession"):
+            self._session.progress.began(location[2])
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A scenario ended."""
@@ -292,4 +346,4 @@ class Gather:
         """Write ``--harness-json``."""
         target = self._session.config.getoption("harness_json")
         if target is not None:
-            write_json(Path(target).absolute(), make_summary(self._session.finished))
+            write_json(Path(target).absolute(), make_summary(self._session.finished, self._session.facts))

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 #: Version of the ``--json`` summary and of ``result.json``.
 SCHEMA = 1
+
+
+def timestamp() -> str:
+    """This moment, in UTC, to the millisecond: ``2026-11-25T16:41:05.120+00:00``."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def host_facts() -> dict[str, Any]:
+    """What is worth knowing of this host beside a result."""
+    return {
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cpus": psutil.cpu_count() or 0,
+        "memory_mib": psutil.virtual_memory().total >> 20,
+        "load_1m": round(psutil.getloadavg()[0], 2),
+    }
 
 
 class Verdict(StrEnum):
@@ -89,7 +110,14 @@ class UnderTest:
 
 @dataclass(slots=True)
 class ScenarioResult:
-    """One scenario's outcome; ``to_json`` is what the summary, reports and gates read."""
+    """One scenario's outcome; ``to_json`` is what the summary, reports, histories and gates read.
+
+    :param run: names the run of the harness that this was a part of.
+    :param attempt: counts from 1; above that only with ``--repeat``.
+    :param started: when, in UTC, as ISO 8601 writes it.
+    :param file: the scenario's file, as seen from the directory that the harness ran in.
+    :param scenario_sha256: of the scenario with its matrix values put in: another hash is another scenario.
+    """
 
     id: str
     title: str
@@ -110,6 +138,11 @@ class ScenarioResult:
     evidence: dict[str, Any] = field(default_factory=dict)
     assertions: int = 0
     retried: str | None = None
+    run: str = ""
+    attempt: int = 1
+    started: str = field(default_factory=timestamp)
+    file: str = ""
+    scenario_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A plain object, ready for ``json.dump``."""

@@ -68,6 +68,7 @@ class Settings:
     :param results: directory under which each scenario gets one of its own.
     :param saved: saved machines that scenarios go on from; None boots each cold.
     :param keep: whose logs stay; results and evidence always do.
+    :param run: what results call this run of the harness.
     """
 
     images: Images
@@ -78,6 +79,7 @@ class Settings:
     saved: SavedMachines | None = None
     overrides: Mapping[str, Override] = field(default_factory=dict)
     keep: Literal["never", "failed", "always"] = "always"
+    run: str = ""
 
 
 class Runner:
@@ -87,34 +89,27 @@ class Runner:
         self._settings = settings
         self._observer = observer
 
-    def run(self, scenario: Scenario) -> ScenarioResult:
+    def run(self, scenario: Scenario, attempt: int = 1) -> ScenarioResult:
         """Run a scenario and give its result; never raises for what the scenario or the host does wrong.
 
         A fault of the host that may pass (QEMU killed from outside, say) gets one more try, and the result
         says so. A product's failure never does.
 
+        :param attempt: which run of this scenario it is, where several are asked for.
         :raises Interrupted: Ctrl-C or SIGTERM; the machine is gone and the result written all the same.
         """
-        result = self._attempt(scenario, None)
+        result = self._attempt(scenario, attempt, None)
         if result.verdict is Verdict.ERROR and result.retried is not None:
-            result = self._attempt(scenario, result.retried)
+            result = self._attempt(scenario, attempt, result.retried)
         if self._settings.keep == "never" or (self._settings.keep == "failed" and result.verdict is Verdict.PASS):
             for path in result.results.iterdir():
                 if path.name not in _ALWAYS_KEPT:
                     path.unlink()
         return result
 
-    def _attempt(self, scenario: Scenario, retried: str | None) -> ScenarioResult:
+    def _attempt(self, scenario: Scenario, attempt: int, retried: str | None) -> ScenarioResult:
         name = scenario.id.replace("/", "-") + ("" if retried is None else "-retry")
-        result = ScenarioResult(
-            id=scenario.id,
-            title=scenario.title,
-            feature=scenario.feature,
-            tags=scenario.tags,
-            matrix=dict(scenario.matrix),
-            results=self._settings.results / name,
-            assertions=len(scenario.assertions),
-        )
+        result = blank_result(scenario, self._settings.results / name, self._settings.run, attempt)
         try:
             result.results = new_directory(self._settings.results, name)
             (result.results / "scenario.yaml").write_text(strict_yaml.dump(dict(scenario.resolved)), encoding="utf-8")
@@ -123,6 +118,24 @@ class Runner:
             return result
         _Run(scenario, result, self._settings, self._observer, retried).go()
         return result
+
+
+def blank_result(scenario: Scenario, results: Path, run: str, attempt: int = 1) -> ScenarioResult:
+    """The result of a scenario that nothing has come of yet: an ERROR until something does."""
+    file = scenario.path.absolute()
+    return ScenarioResult(
+        id=scenario.id,
+        title=scenario.title,
+        feature=scenario.feature,
+        tags=scenario.tags,
+        matrix=dict(scenario.matrix),
+        results=results,
+        assertions=len(scenario.assertions),
+        run=run,
+        attempt=attempt,
+        file=str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file),
+        scenario_sha256=scenario.sha256,
+    )
 
 
 def new_directory(parent: Path, name: str) -> Path:

@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-import platform
+import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.result import SCHEMA, Verdict
+from harness import __version__
+from harness.result import SCHEMA, Verdict, host_facts, timestamp
 
 #: Exit statuses of ``harness run``.
 PASSED, FAILED, ERRORED, NOTHING_RAN, USAGE = range(5)
 
-_STYLES = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.ERROR: "bold magenta", Verdict.SKIP: "yellow"}
+STYLES = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.ERROR: "bold magenta", Verdict.SKIP: "yellow"}
 
 
-def host_facts() -> dict[str, Any]:
-    """What is worth knowing of this host beside a result."""
-    return {
-        "machine": platform.machine(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "cpus": psutil.cpu_count() or 0,
-        "memory_mib": psutil.virtual_memory().total >> 20,
-        "load_1m": round(psutil.getloadavg()[0], 2),
-    }
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What one run of the harness is known by.
+
+    :param run: a name that no other run has.
+    :param shard: which part of a whole it is, as :class:`harness.records.shards.Shard` tells; None for the whole.
+    """
+
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: str = field(default_factory=timestamp)
+    shard: Mapping[str, Any] | None = None
 
 
-def make_summary(scenarios: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def make_summary(scenarios: Sequence[Mapping[str, Any]], facts: RunFacts) -> dict[str, Any]:
     """The object that ``--json`` writes.
 
     ``accel`` says what the run as a whole used: KVM if any of its machines did. Each scenario has its own.
 
     :param scenarios: each as ``ScenarioResult.to_json()`` gives it.
     """
-    accel = overall_accel(scenarios)
-    return {"schema": SCHEMA, "host": host_facts(), "accel": accel, "scenarios": list(scenarios)}
+    return {
+        "schema": SCHEMA,
+        "harness": __version__,
+        "run": facts.run,
+        "started": facts.started,
+        "finished": timestamp(),
+        "shard": facts.shard,
+        "host": host_facts(),
+        "accel": overall_accel(scenarios),
+        "scenarios": list(scenarios),
+    }
 
 
 def overall_accel(scenarios: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
@@ -71,7 +82,7 @@ def print_table(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> Non
     for scenario in scenarios:
         verdict = Verdict(scenario["verdict"])
         seconds = [f"{scenario['seconds'][phase]:.1f}" for phase in phases]
-        table.add_row(escape(scenario["id"]), f"[{_STYLES[verdict]}]{verdict.upper()}[/]", *seconds)
+        table.add_row(escape(scenario["id"]), f"[{STYLES[verdict]}]{verdict.upper()}[/]", *seconds)
     console.print(table)
 
 
@@ -81,7 +92,7 @@ def print_failures(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> 
         verdict = Verdict(scenario["verdict"])
         if verdict is Verdict.PASS:
             continue
-        console.print(f"\n[{_STYLES[verdict]}]{verdict.upper()}[/] [bold]{escape(scenario['id'])}[/]: ", end="")
+        console.print(f"\n[{STYLES[verdict]}]{verdict.upper()}[/] [bold]{escape(scenario['id'])}[/]: ", end="")
         console.print(escape(scenario["reason"]), highlight=False)
         for failed in scenario["failed_assertions"]:
             console.print(f"  [red]does not hold:[/] {escape(failed['expression'])}", highlight=False)

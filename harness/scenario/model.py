@@ -6,6 +6,7 @@ describe the catalogue that the upper rooms pass down, and a scenario that has b
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from harness.regex import PatternError, compiled
 from harness.scenario.expect import Expectation
+from harness.strict_yaml import dump
 from harness.validate import fault, shown
 
 MAX_COMBINATIONS = 100
@@ -318,6 +320,11 @@ class Scenario:
     timeout_s: int
     matrix: Mapping[str, Scalar]
     resolved: Mapping[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Of all that the scenario says: the same hash is the same scenario."""
+        return hashlib.sha256(dump(dict(self.resolved)).encode()).hexdigest()
 
 
 def spell(value: Scalar) -> str:

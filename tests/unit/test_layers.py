@@ -20,13 +20,14 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "deadline progress oops regex strict_yaml",
         "validate",
         "scenario images guest result",
-        "machine",
+        "machine records",
         "report",
         "testbed",
         "steps",
         "runner",
         "workspace",
         "plugin shell doctor",
+        "commands",
         "cli",
     )
 )
@@ -41,6 +42,7 @@ DOORS = {
     "celpy": ("scenario/",),
     "yaml": ("strict_yaml.py",),
     "pytest": ("plugin.py", "cli.py"),
+    "sqlite3": ("records/history.py",),
 }
 
 

@@ -40,7 +40,8 @@ def test_exit_status(verdicts: list[Verdict], status: int) -> None:
 
 
 def test_summary_has_the_keys_that_others_read() -> None:
-    whole = summary.make_summary([result(Verdict.PASS, accel={"used": "tcg", "why": "no KVM"})])
+    facts = summary.RunFacts()
+    whole = summary.make_summary([result(Verdict.PASS, accel={"used": "tcg", "why": "no KVM"})], facts)
     assert whole["schema"] == 1
     assert whole["accel"] == {"used": "tcg", "why": "no KVM"}
     assert set(whole["scenarios"][0]) >= {
