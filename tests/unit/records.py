@@ -10,7 +10,7 @@ from typing import Any
 from harness.records.outcome import Outcome
 from harness.records.read import ReadScenario
 from harness.report.summary import RunFacts, make_summary
-from harness.result import ScenarioResult, Verdict
+from harness.result import ScenarioResult, UnderTest, Verdict
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -36,6 +36,11 @@ def result(number: int = 0, verdict: Verdict = Verdict.PASS, **changes: Any) -> 
     for name, value in changes.items():
         setattr(made, name, value)
     return made.to_json()
+
+
+def swapped(component: str, sha256: str) -> UnderTest:
+    """A component in place of the recipe's own."""
+    return UnderTest(component=component, source=f"{component}.ko", sha256=sha256)
 
 
 def outcome(number: int = 0, verdict: Verdict = Verdict.PASS, **changes: Any) -> Outcome:

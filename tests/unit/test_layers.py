@@ -21,7 +21,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "validate",
         "scenario images guest result",
         "machine records",
-        "report",
+        "report gate",
         "testbed",
         "steps",
         "runner",

@@ -15,8 +15,8 @@ import pytest
 from harness.errors import HostError, UsageError
 from harness.records.history import History
 from harness.records.outcome import Outcome
-from harness.result import UnderTest, Verdict
-from tests.unit.records import NOW, outcome
+from harness.result import Verdict
+from tests.unit.records import NOW, outcome, swapped
 
 HOST = {"machine": "x86_64"}
 
@@ -27,7 +27,7 @@ def history(tmp_path: Path) -> History:
 
 
 def test_outcomes_come_back_as_they_were_oldest_first(history: History) -> None:
-    items = [outcome(number, under_test=[UnderTest("m", "m.ko", "ab")]) for number in (2, 0, 1)]
+    items = [outcome(number, under_test=[swapped("m", "ab")]) for number in (2, 0, 1)]
     assert history.add(items, HOST) == 3
     assert history.outcomes("balloon/resize[pc]") == sorted(items, key=lambda item: item.started)
     assert history.outcomes("balloon/resize[pc]", last=1) == [items[0]]

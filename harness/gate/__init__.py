@@ -1,0 +1,1 @@
+"""May we release? A policy says what must hold; summaries and the history say what was seen."""
