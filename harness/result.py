@@ -116,6 +116,7 @@ class ScenarioResult:
     :param attempt: counts from 1; above that only with ``--repeat``.
     :param started: when, in UTC, as ISO 8601 writes it.
     :param file: the scenario's file, as seen from the directory that the harness ran in.
+    :param machine: the profile of the machine that it boots.
     :param scenario_sha256: of the scenario with its matrix values put in: another hash is another scenario.
     """
 
@@ -142,6 +143,7 @@ class ScenarioResult:
     attempt: int = 1
     started: str = field(default_factory=timestamp)
     file: str = ""
+    machine: str = ""
     scenario_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:

@@ -134,6 +134,7 @@ def blank_result(scenario: Scenario, results: Path, run: str, attempt: int = 1) 
         run=run,
         attempt=attempt,
         file=str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file),
+        machine=scenario.boot.machine,
         scenario_sha256=scenario.sha256,
     )
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from harness.commands.export import export, merge
 from harness.commands.gate import gate
 from harness.commands.history import history
+from harness.commands.report import report
 
 
 def register(app: typer.Typer) -> None:
     """Give the command line these commands."""
-    for function in (gate, history):
+    for function in (gate, history, report, export, merge):
         app.command()(function)

@@ -11,13 +11,15 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import UTC
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HostError, UsageError
 from harness.places import state_root
 from harness.records.outcome import Outcome
+from harness.result import Verdict
 
 #: Version of the tables below.
 SCHEMA = 1
@@ -48,6 +50,21 @@ CREATE INDEX outcomes_by_scenario ON outcomes (scenario, started);
 def default_history() -> Path:
     """Where the history is when nobody says otherwise."""
     return state_root() / "history.sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An outcome in brief.
+
+    :param total: seconds that it took.
+    """
+
+    scenario: str
+    run: str
+    started: datetime
+    verdict: Verdict
+    total: float
+    accel: str
 
 
 class History:
@@ -104,6 +121,31 @@ class History:
             return [Outcome.from_json(json.loads(text)) for (text,) in reversed(rows)]
         except (ValueError, TypeError, KeyError) as error:
             raise HostError(f"the history {self.path} is damaged: outcomes.outcome: {error}") from error
+
+    def points(self, *, last: int) -> list[Point]:
+        """Every scenario's latest outcomes, in brief, oldest first: thousands in a moment.
+
+        :param last: of each scenario, no more than so many.
+        :raises UsageError, HostError: as :meth:`outcomes`.
+        """
+        if not self.path.exists():
+            return []
+        query = """
+            SELECT scenario, run, started, verdict, total, accel FROM (
+                SELECT *, json_extract(outcome, '$.accel') AS accel,
+                    row_number() OVER (PARTITION BY scenario ORDER BY started DESC, attempt DESC) AS age
+                FROM outcomes
+            ) WHERE age <= ? ORDER BY started, attempt
+        """
+        with self._open(write=False) as database:
+            rows = database.execute(query, (last,)).fetchall()
+        try:
+            return [
+                Point(scenario, run, datetime.fromisoformat(started), Verdict(verdict), total, accel)
+                for scenario, run, started, verdict, total, accel in rows
+            ]
+        except (ValueError, TypeError) as error:
+            raise HostError(f"the history {self.path} is damaged: outcomes: {error}") from error
 
     def durations(self) -> dict[str, float]:
         """For each scenario that has ever passed, the median of how long its last twenty passes took, in seconds."""

@@ -1,0 +1,58 @@
+"""``harness report``: the page to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.commands.base import command, make_console
+from harness.commands.recording import HistoryOption
+from harness.errors import UsageError
+from harness.records.history import History, default_history
+from harness.records.read import ReadScenario, ReadSummary, read_results, read_summary
+
+
+@command
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="--json summaries, or directories of results.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the page goes.")] = Path(
+        "report"
+    ),
+    history: HistoryOption = None,
+) -> None:
+    """Write one page, which needs nothing else, of what scenarios came to."""
+    from harness.report.page.write import write_page  # noqa: PLC0415 (templates, which no other command needs)
+
+    scenarios, summaries = gather(results)
+    page = write_page(output, scenarios, summaries, History((history or default_history()).absolute()))
+    size = page.stat().st_size / 1e6
+    make_console().print(
+        f"{len(scenarios)} scenarios, {size:.1f} MB: {page}", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def gather(paths: Iterable[Path]) -> tuple[list[ReadScenario], list[ReadSummary]]:
+    """The scenarios of summaries and of results directories, each once, and the summaries.
+
+    :raises UsageError: there are none.
+    :raises ScenarioError: a file cannot be read.
+    """
+    found: dict[tuple[str, str, int], ReadScenario] = {}
+    summaries: list[ReadSummary] = []
+    for path in paths:
+        if path.is_dir():
+            files = [path / "result.json"] if (path / "result.json").is_file() else sorted(path.glob("*/result.json"))
+            if not files:
+                raise UsageError(f"there are no results in {path}", hint="a directory that harness run --results wrote")
+            read = [read_results(file).model_copy(update={"results": str(file.parent)}) for file in files]
+        else:
+            summaries.append(read_summary(path))
+            read = summaries[-1].scenarios
+        for item in read:
+            found.setdefault((item.run, item.id, item.attempt), item)
+    return list(found.values()), summaries

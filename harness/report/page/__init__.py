@@ -1,0 +1,1 @@
+"""The page to look at: one HTML file that needs nothing else."""
