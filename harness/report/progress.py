@@ -13,6 +13,7 @@ from rich.live import Live as RichLive
 from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
+from rich.text import Text
 
 from harness.result import Verdict
 from harness.scenario.model import Scenario, Step
@@ -155,7 +156,7 @@ class Live:
         whole = f" of about {self._expected.total_s:.0f} s" if self._expected.total_s is not None else ""
         of_all = f" of {self._expected.count}" if self._expected.count else ""
         foot = f"{done}{of_all} done{f': {counts}' if counts else ''}   {now - self._started:.0f} s{whole}"
-        return Group(table, foot)
+        return Group(table, Text(foot))
 
     def _doing(self, name: str, what: str) -> None:
         known = self._running.get(name)

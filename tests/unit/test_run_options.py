@@ -1,0 +1,151 @@
+"""What ``harness run`` does beside running: recording, dividing, refusing histories; no guest is booted here."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from harness.records.history import History
+from harness.report.progress import Expected, Live, for_console
+from harness.report.repeats import print_repeats
+from harness.result import Verdict
+from tests.unit.records import result
+
+CHECKOUT = Path(__file__).parents[2]
+HARNESS = Path(sys.executable).with_name("harness")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """No image is there and none can be built: each scenario ends in an ERROR before anything boots."""
+    return {
+        "HARNESS_CACHE": str(tmp_path / "cache"),
+        "HARNESS_DEBIAN_MIRROR": "file:/nonexistent",
+        "HARNESS_STATE": str(tmp_path / "state"),
+    }
+
+
+def run(arguments: Sequence[str | Path], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [HARNESS, *arguments],
+        cwd=CHECKOUT,
+        env={**os.environ, "NO_COLOR": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def resize(tmp_path: Path, *more: str | Path) -> list[str | Path]:
+    return ["run", "scenarios/balloon/resize.yaml", "--results", tmp_path / "r", *more]
+
+
+def test_an_error_is_recorded_and_told_by_the_history(tmp_path: Path, environment: dict[str, str]) -> None:
+    summary = tmp_path / "s.json"
+    done = run(resize(tmp_path, "--json", summary), environment)
+    assert done.returncode == 2, done.stderr
+    kept = History(tmp_path / "state" / "history.sqlite").outcomes()
+    assert sorted(item.id for item in kept) == ["balloon/resize[pc]", "balloon/resize[virt]"]
+    assert {item.verdict for item in kept} == {Verdict.ERROR}
+    told = json.loads(summary.read_text())
+    assert {item["run"] for item in told["scenarios"]} == {told["run"]} == {item.run for item in kept}
+    assert told["scenarios"][0]["file"] == "scenarios/balloon/resize.yaml"
+    listed = run(["history"], environment)
+    assert listed.returncode == 0
+    assert "balloon/resize[virt]" in listed.stdout
+    one = run(["history", "balloon/resize[pc]"], environment)
+    assert "ERROR" in one.stdout and "the images cannot be prepared" in one.stdout
+    added = run(["history", "--add", str(summary)], environment)
+    assert f"0 new outcomes of run {told['run'][:8]}" in added.stderr
+
+
+def test_no_history(tmp_path: Path, environment: dict[str, str]) -> None:
+    assert run(resize(tmp_path, "--no-history"), environment).returncode == 2
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_history_of_a_newer_version(tmp_path: Path, environment: dict[str, str]) -> None:
+    """One that was asked for must be right; the user's own must not keep anybody from running."""
+    path = tmp_path / "state" / "history.sqlite"
+    History(path).check()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 9")
+    database.close()
+    asked = run(resize(tmp_path, "--history", path), environment)
+    assert asked.returncode == 4
+    assert "user_version must be 1, got 9" in asked.stderr.replace("\n", " ")
+    default = run(resize(tmp_path, "-k", "nosuch"), environment)
+    assert default.returncode == 3
+    assert "nothing is recorded" in default.stdout
+    assert run(["history"], environment).returncode == 4
+
+
+def test_a_shard_is_a_part_of_the_selection(tmp_path: Path, environment: dict[str, str]) -> None:
+    parts = []
+    for index in (1, 2):
+        summary = tmp_path / f"{index}.json"
+        assert run(resize(tmp_path, "--shard", f"{index}/2", "--json", summary), environment).returncode == 2
+        parts.append(json.loads(summary.read_text()))
+    assert [[item["id"] for item in part["scenarios"]] for part in parts] == [
+        ["balloon/resize[pc]"],
+        ["balloon/resize[virt]"],
+    ]
+    assert parts[0]["shard"] == {
+        "index": 1,
+        "count": 2,
+        "plan": parts[1]["shard"]["plan"],
+        "whole": ["balloon/resize[pc]", "balloon/resize[virt]"],
+    }
+    joined = run(["merge", tmp_path / "1.json", tmp_path / "2.json", "-o", tmp_path / "whole.json"], environment)
+    assert joined.stdout == "2 shards: 0 passed, 0 failed, 2 errors\n", joined.stderr
+
+
+@pytest.mark.parametrize(("shard", "told"), [("3/2", "INDEX/COUNT"), ("1/3", "3 shards are too many for 2 scenarios")])
+def test_no_such_shard(tmp_path: Path, environment: dict[str, str], shard: str, told: str) -> None:
+    done = run(resize(tmp_path, "--shard", shard), environment)
+    assert done.returncode == 4
+    assert told in done.stderr
+
+
+def test_nothing_is_known_of_a_scenario(tmp_path: Path, environment: dict[str, str]) -> None:
+    run(resize(tmp_path), environment)
+    done = run(["history", "balloon/resize[pcc]"], environment)
+    assert done.returncode == 4
+    assert 'did you mean "balloon/resize[pc]"?' in done.stderr
+
+
+def test_the_live_view_tells_what_runs_for_how_long_and_how_long_it_took_before() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120)
+    live = for_console(console, Expected(3, {"balloon/resize[pc]": 12.0}, 40.0))
+    assert isinstance(live, Live)
+    live.began("balloon/resize[pc]")
+    live.began("balloon/[new]")
+    live.finished(result(id="balloon/[new]"))
+    console.print(live._render())
+    live.close()
+    text = out.getvalue()
+    assert "PASS" in text and "balloon/[new] (4.0 s)" in text
+    assert "0 s of about 12 s" in text
+    assert "1 of 3 done: 1 pass   0 s of about 40 s" in text
+
+
+def test_repeats_are_counted_and_shown() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=120)
+    print_repeats(console, [result(0), result(0)])
+    assert out.getvalue() == "", "nothing was repeated"
+    runs = [result(0, verdict, attempt=number) for number, verdict in enumerate([Verdict.PASS] * 9 + [Verdict.FAIL], 1)]
+    print_repeats(console, runs)
+    assert "balloon/resize[pc] (flaky)" in out.getvalue()
+    assert "10.0%  1.8% to 40.4%" in out.getvalue()
