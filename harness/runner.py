@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
-import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
-
-from rich.filesize import decimal
 
 from harness import strict_yaml
 from harness.deadline import Deadline, DeadlineExceeded
@@ -28,6 +23,7 @@ from harness.machine.saved import SavedMachines
 from harness.machine.spec import Profile
 from harness.oops import Blame, Report
 from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, UnderTest, Verdict, write_json
+from harness.result_files import free_space, new_directory, unwritable
 from harness.scenario.model import Scenario, Step
 from harness.steps.base import Context, Verb
 from harness.testbed import Testbed
@@ -114,7 +110,7 @@ class Runner:
             result.results = new_directory(self._settings.results, name)
             (result.results / "scenario.yaml").write_text(strict_yaml.dump(dict(scenario.resolved)), encoding="utf-8")
         except OSError as error:
-            result.reason = _unwritable(result.results, error)
+            result.reason = unwritable(result.results, error)
             return result
         _Run(scenario, result, self._settings, self._observer, retried).go()
         return result
@@ -137,20 +133,6 @@ def blank_result(scenario: Scenario, results: Path, run: str, attempt: int = 1) 
         machine=scenario.boot.machine,
         scenario_sha256=scenario.sha256,
     )
-
-
-def new_directory(parent: Path, name: str) -> Path:
-    """Make a directory whose name no other run has, an earlier one or one at the same time: nothing is overwritten.
-
-    :raises OSError: it cannot be made.
-    """
-    parent.mkdir(parents=True, exist_ok=True)
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    for path in (parent / name for name in names):
-        with suppress(FileExistsError):
-            path.mkdir()
-            return path
-    raise AssertionError("names do not run out")
 
 
 class _Run:
@@ -219,7 +201,7 @@ class _Run:
                 write_json(result.results / name, value)
             except OSError as error:
                 (result.results / f".{name}.tmp").unlink(missing_ok=True)
-                result.verdict, result.reason = Verdict.ERROR, _unwritable(result.results, error)
+                result.verdict, result.reason = Verdict.ERROR, unwritable(result.results, error)
 
     def _cut_short(self, error: KeyboardInterrupt) -> None:
         """Ctrl-C or a signal: an ERROR, unless it came after the verdict."""
@@ -233,7 +215,7 @@ class _Run:
     def _host_failed(self, error: OSError) -> HostError:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return HostError(f"the host failed: {error}")
-        return HostError(f"no space left on a disk: {error}", hint=_free_space(self._result.results))
+        return HostError(f"no space left on a disk: {error}", hint=free_space(self._result.results))
 
     def _harness_failed(self, error: Exception) -> HarnessError:
         log = self._result.results / "traceback.txt"
@@ -399,22 +381,6 @@ def explained(testbed: Testbed, where: str | None = None) -> Iterator[None]:
         if cause is error:
             raise
         raise cause from error
-
-
-def _unwritable(directory: Path, error: OSError) -> str:
-    """Why results cannot be written, and what to do about it."""
-    return HostError(f"cannot write results: {error}", hint=_free_space(directory)).explain()
-
-
-def _free_space(results: Path) -> str:
-    """How much the disks that a run writes to have left, as a hint."""
-    places = (("results", results, "--results"), ("temporary files", Path(tempfile.gettempdir()), "TMPDIR"))
-    shown = []
-    for what, directory, chooser in places:
-        existing = next(path for path in (directory, *directory.parents) if path.exists())
-        free = decimal(shutil.disk_usage(existing).free)
-        shown.append(f"{free} free for {what} in {directory} ({chooser} chooses another place)")
-    return "; ".join(shown)
 
 
 def _crash(report: Report) -> Crash:

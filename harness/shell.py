@@ -14,7 +14,8 @@ from harness.errors import LostConnection
 from harness.guest.terminal import End, join, window
 from harness.machine.accel import Request
 from harness.machine.machine import Machine
-from harness.runner import explained, new_directory
+from harness.result_files import new_directory
+from harness.runner import explained
 from harness.scenario.model import Scenario
 from harness.testbed import Testbed
 from harness.workspace import Workspace

@@ -19,7 +19,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "errors interrupts places yaml_scalars",
         "deadline progress oops regex strict_yaml",
         "validate",
-        "scenario images guest result",
+        "scenario images guest result result_files",
         "machine records",
         "report gate",
         "testbed",
