@@ -163,7 +163,9 @@ class ScenarioFile(pytest.File):
         times = self.config.getoption("harness_repeat")
         runs = [(scenario, attempt) for scenario in workspace.load_file(self.path) for attempt in range(1, times + 1)]
         for scenario, attempt in runs:
-            name = Path(scenario.id).name + (f"#{attempt}" if times > 1 else "")
+            name = Path(scenario.id).name
+            if times > 1:  # inside of the brackets, where pytest lets anything be
+                name = f"{name[:-1]}#{attempt}]" if name.endswith("]") else f"{name}[#{attempt}]"
             item: ScenarioItem = ScenarioItem.from_parent(self, name=name, scenario=scenario, attempt=attempt)
             for tag in {*scenario.tags, scenario.feature}:
                 self.config.addinivalue_line("markers", f"{tag}: scenarios with this tag")
@@ -307,6 +309,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let the result travel with the report: from an xdist worker to its controller."""
     report = yield
+    if isinstance(item, ScenarioItem) and call.excinfo is not None and isinstance(call.excinfo.value, HarnessError):
+        report.longrepr = str(call.excinfo.value)  # of a set-up, pytest would show a traceback of its own
     if isinstance(item, ScenarioItem) and item.result is not None and call.when == "setup":
         report.harness_result = item.result.to_json()  # type: ignore[attr-defined]
     return report

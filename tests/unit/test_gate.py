@@ -428,3 +428,16 @@ def test_it_cannot_tell(tmp_path: Path, policy: Path) -> None:
         done = run(["--policy", policy, *arguments], tmp_path)
         assert (done.returncode, told in done.stderr.replace("\n", "")) == (2, True), (arguments, done.stderr)
         assert "yes" not in done.stdout
+
+
+@pytest.mark.parametrize("file", ["README.md", "policy.yaml"])
+def test_the_policies_that_people_read_are_right(tmp_path: Path, file: str) -> None:
+    text = (CHECKOUT / file).read_text()
+    if file == "README.md":
+        text = next(block for block in text.split("```yaml\n")[1:] if block.startswith("policy:")).partition("```")[0]
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    found, problems = Workspace(SilentProgress()).load([CHECKOUT / "scenarios"])
+    assert not problems
+    policy, _ = read_policy(path, found, COMPONENTS)
+    assert policy.require

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import pytest
 from rich.console import Console
 
 from harness.records.history import History
+from harness.report.consoles import console_excerpt
 from harness.report.progress import Expected, Live, for_console
 from harness.report.repeats import print_repeats
-from harness.result import Verdict
+from harness.result import Crash, ScenarioResult, Verdict
 from tests.unit.records import result
 
 CHECKOUT = Path(__file__).parents[2]
@@ -149,3 +151,37 @@ def test_repeats_are_counted_and_shown() -> None:
     print_repeats(console, runs)
     assert "balloon/resize[pc] (flaky)" in out.getvalue()
     assert "10.0%  1.8% to 40.4%" in out.getvalue()
+
+
+def test_junit_tells_an_error_in_its_own_words(tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(CHECKOUT), "--noconftest"]
+    command += ["--junitxml", str(tmp_path / "j.xml"), "--results", str(tmp_path / "r"), "--harness-repeat", "2"]
+    done = subprocess.run(
+        [*command, "--accel", "tcg", "-k", "pc", "scenarios/balloon/resize.yaml"],
+        cwd=CHECKOUT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    suite = ElementTree.parse(tmp_path / "j.xml").getroot()[0]
+    assert [case.get("name") for case in suite] == ["resize[pc#1]", "resize[pc#2]"]
+    properties = {item.get("name"): item.get("value") for item in suite[0].iter("property")}
+    assert properties["accelerator"] == "tcg"
+    assert properties["results"] == str(tmp_path / "r" / "balloon-resize[pc]")
+    error = suite[0].find("error")
+    assert error is not None and error.text is not None
+    assert "hint: " in error.text and "logs: " in error.text
+    assert "CallInfo" not in error.text, "no traceback of pytest's"
+
+
+def test_a_failures_text_holds_what_the_console_said(tmp_path: Path) -> None:
+    (tmp_path / "console-guest.log").write_text("".join(f"line {number}\r\n" for number in range(100)))
+    plain = ScenarioResult("a", "a", "f", (), {}, tmp_path)
+    assert console_excerpt(plain).splitlines()[1:3] == ["  guest: last console lines:", "    line 80"]
+    plain.crashes.append(Crash("guest", "BUG: x", "bug", ("BUG: x", "at y")))
+    assert console_excerpt(plain) == "\n  crash on guest: BUG: x\n    BUG: x\n    at y"
+    plain.reason, plain.crashes = "guest: hangs\n  last console lines:\n    x", []
+    assert console_excerpt(plain) == "", "it is told already"
