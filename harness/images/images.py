@@ -150,21 +150,25 @@ class Images:
     def _build_rootfs(self, recipe: RootfsRecipe, name: str, arch: Arch, directory: Path, deadline: Deadline) -> Built:
         wanted, fetched = self._fetch(recipe, arch, deadline)
         native = host_arch()
-        _, runnable = (wanted, fetched) if arch == native else self._fetch(recipe, native, deadline)
+        runnable = fetched if arch == native or recipe.addition else self._fetch(recipe, native, deadline)[1]
         self._progress.phase(f"packing root file system {name} for {arch}")
-        debs.extract(runnable, directory / "native", deadline)
         tree = root_tree(fetched, recipe.trim, directory, deadline)
-        finish(tree, directory / "native", native, directory, deadline)
+        if not recipe.addition:
+            debs.extract(runnable, directory / "native", deadline)
+            finish(tree, directory / "native", native, directory, deadline)
+        for path, target in recipe.links.items():
+            tree.symlink(path, target)
         for path, file in recipe.files.items():
             tree.file(path, self._recipes.file(file), int(file.mode, 8))
-        target = directory / _CPIO
-        with target.open("wb") as out:
+        packed = directory / _CPIO
+        with packed.open("wb") as out:
             cpio.pack(tree, out)
-        return Built({_CPIO: target}, _packages(wanted))
+        return Built({_CPIO: packed}, _packages(wanted))
 
     def _fetch(self, recipe: RootfsRecipe, arch: Arch, deadline: Deadline) -> tuple[list[Deb], list[Path]]:
         apt = self._apt(recipe, arch)
-        wanted = [deb for deb in apt.resolve(recipe.packages, deadline) if not _matches(deb, recipe.exclude)]
+        closure = apt.resolve(recipe.packages, deadline)
+        wanted = [deb for deb in closure if _matches(deb, recipe.unpack) and not _matches(deb, recipe.exclude)]
         return wanted, apt.download(wanted, deadline)
 
     def _apt(self, recipe: FromSuite, arch: Arch) -> Apt:
