@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,7 +24,7 @@ class _Candidate:
 
     :param lock: must be free.
     :param used: when it was used last, in seconds since the epoch.
-    :param size: in bytes; for a manifest, that of its objects.
+    :param size: in bytes; for a manifest, that of its objects and directory.
     """
 
     path: Path
@@ -37,7 +38,7 @@ def prune(root: Path, *, keep_days: float | None, max_bytes: int | None) -> int:
 
     :return: how many bytes are freed.
     """
-    before = _size(root)
+    before = size_of(root)
     left = before
     for candidate in sorted(_candidates(root), key=lambda item: item.used):
         old = keep_days is not None and time.time() - candidate.used > keep_days * _DAY_S
@@ -50,19 +51,23 @@ def prune(root: Path, *, keep_days: float | None, max_bytes: int | None) -> int:
         for path in (root / "objects").iterdir():
             if path.name not in named:
                 path.unlink(missing_ok=True)
-    return max(0, before - _size(root))
+        for path in (root / "trees").iterdir():
+            if not (root / "entries" / f"{path.name}.json").exists():
+                shutil.rmtree(path, ignore_errors=True)
+    return max(0, before - size_of(root))
 
 
 def _candidates(root: Path) -> Iterator[_Candidate]:
     for path in (root / "entries").glob("*.json"):
-        size = sum(_size(root / "objects" / sha256) for sha256 in _objects_of(path))
+        size = sum(size_of(root / "objects" / sha256) for sha256 in _objects_of(path))
+        size += size_of(root / "trees" / path.stem)
         yield _Candidate(path, root / "locks" / f"{path.stem}.lock", path.stat().st_mtime, size)
-    for path in (root / "debs").glob("*.deb"):
+    for path in (root / "debs").glob("[!.]*"):
         yield _Candidate(path, root / "debs" / ".lock", path.stat().st_mtime, path.stat().st_size)
     for path in (root / "apt").glob("*.lock"):
         directory = path.with_suffix("")
         if directory.is_dir():
-            yield _Candidate(directory, path, directory.stat().st_mtime, _size(directory))
+            yield _Candidate(directory, path, directory.stat().st_mtime, size_of(directory))
 
 
 def _remove(path: Path) -> bool:
@@ -86,10 +91,11 @@ def _objects_of(manifest: Path) -> list[str]:
         return []
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """The bytes of a file, or of all files below a directory; what goes away meanwhile counts nothing."""
     total = 0
     for file in path.rglob("*") if path.is_dir() else [path]:
         with suppress(FileNotFoundError):
-            total += file.stat().st_size if file.is_file() else 0
+            status = file.lstat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total
