@@ -71,19 +71,25 @@ class Images:
         """The cpio archive to append to an initramfs so that its init loads some modules, and finds others.
 
         :param early: modules that the init loads, in this order; built-in ones are skipped.
-        :param available: modules that are loaded later, if at all.
+        :param available: modules that are loaded later, if at all. Those that their recipes build take the place of the
+            kernel's own, also among the early ones.
         :raises HostError: the kernel has no such module; the hint names one that it has.
+        :raises BuildFailed: one does not compile.
         """
+        built = {name: self._workshop.module(name, kernel) for name in sorted(available) if self._is_built(name)}
         inputs = {
             "format": _SEGMENT_FORMAT,
             "modules": kernel.entry.files[MODULES].sha256,
             "early": list(early),
             "available": sorted(available),
         }
+        if built:
+            inputs["built"] = {name: entry.files[KO].sha256 for name, entry in built.items()}
 
         def build(directory: Path, deadline: Deadline) -> Built:
             whole = self._kernel_entry(kernel.name, kernel.arch, MODULES)
-            modules = Modules(whole.path(MODULES), directory, deadline)
+            own = {name: entry.path(KO) for name, entry in built.items()}
+            modules = Modules(whole.path(MODULES), directory, deadline, own)
             target = directory / _SEGMENT
             with target.open("wb") as out:
                 cpio.pack(segment(modules, early, available), out)
@@ -107,6 +113,10 @@ class Images:
         :raises HostError: this host knows none.
         """
         return mirror(Deadline.after(30, "apt to say where its packages come from"))
+
+    def _is_built(self, module: str) -> bool:
+        """Whether a module's recipe builds it. What has no recipe is in the kernel's package."""
+        return module in self._recipes.names("modules") and self._recipes.module(module).source == "build"
 
     def _kernel_entry(self, name: str, arch: Arch, need: str) -> Entry:
         recipe = self._recipes.kernel(name)
