@@ -246,12 +246,14 @@ class Apt:
         return whole
 
     def _get(self, deadline: Deadline, *arguments: str, on_line: Callable[[str], None] | None = None) -> str:
+        # What lies in the directory already is fetched no more, and also not listed.
+        fetches = arguments[0] in ("download", "source") and "--print-uris" not in arguments
         try:
             return tools.run(
                 ["apt-get", *arguments],
                 hint=f"see what it says by hand: APT_CONFIG={self._environment['APT_CONFIG']} apt-get {arguments[0]}",
                 deadline=deadline,
-                cwd=self._debs if arguments[0] in ("download", "source") else self._root,
+                cwd=self._debs if fetches else self._root,
                 env=self._environment,
                 on_line=on_line,
             )
