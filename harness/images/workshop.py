@@ -156,7 +156,7 @@ class Workshop:
                 deadline,
             )
             tree = kernel_source.unpack_headers(fetched, directory, deadline)
-            return Built({}, manifest_packages(wanted), {"release": kernel.release}, tree)
+            return Built({}, manifest_packages(wanted), {"release": kernel.release}, tree=tree)
 
         inputs = {
             "format": _HEADERS_FORMAT,
