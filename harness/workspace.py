@@ -104,27 +104,31 @@ class Workspace:
 
         :return: for each scenario that has none, by its id, why: an archive may lack one architecture only.
         """
-        users: dict[tuple[str, str], list[str]] = {}
+        users: dict[tuple[str, str, str | None], list[str]] = {}
         for scenario in scenarios:
-            machine = scenario.boot.machine
-            kernel = scenario.boot.kernel or self.profiles[machine].kernels[0]
-            users.setdefault((machine, kernel), []).append(scenario.id)
+            boot, profile = scenario.boot, self.profiles[scenario.boot.machine]
+            hypervisor = boot.hypervisor or (profile.hypervisor.names[0] if profile.hypervisor else None)
+            users.setdefault((boot.machine, boot.kernel or profile.kernels[0], hypervisor), []).append(scenario.id)
         refused: dict[str, HarnessError] = {}
-        for (machine, kernel), ids in users.items():
+        for (machine, kernel, hypervisor), ids in users.items():
             try:
-                self.build_profile(self.profiles[machine], kernel)
+                self.build_profile(self.profiles[machine], kernel, hypervisor)
             except HarnessError as error:
                 refused.update(dict.fromkeys(ids, error))
         return refused
 
-    def build_profile(self, profile: Profile, kernel: str | None = None) -> None:
-        """Have what a profile boots: one kernel, or all that it can boot.
+    def build_profile(self, profile: Profile, kernel: str | None = None, hypervisor: str | None = None) -> None:
+        """Have what a profile boots: one kernel and one hypervisor, or all that it can boot.
 
         :raises HostError: one of them cannot be built.
         """
         for name in [kernel] if kernel else profile.kernels:
             self.images.kernel(name, profile.arch)
         self.images.rootfs(profile.rootfs, profile.arch)
+        if profile.hypervisor is not None:
+            self.images.rootfs(profile.hypervisor.tools, profile.arch)
+            for name in [hypervisor] if hypervisor else profile.hypervisor.names:
+                self.images.hypervisor(name, profile.arch)
 
     def overrides(self, values: Iterable[str]) -> dict[str, Override]:
         """``--under-test`` options, read."""
@@ -142,7 +146,8 @@ class Workspace:
         return choose(request, guest_architecture, self.kvm)
 
     def _native_profile(self) -> Profile | None:
-        return next((item for item in self.profiles.values() if item.arch == host_architecture()), None)
+        plain = (item for item in self.profiles.values() if item.hypervisor is None)
+        return next((item for item in plain if item.arch == host_architecture()), None)
 
     def _prove_kvm(self) -> None:
         """Boot the harness's own guest under KVM; raises when it does not come up."""
