@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from harness.guest.xen import Domain, DomainPlan
 from harness.images import Images, Kernel
 from harness.images.under_test import Override, override_segment
 from harness.machine.accel import Accelerator
+from harness.machine.admission import admitted, host_capacity, need_of
 from harness.machine.domain_console import DomainConsole
 from harness.machine.initrd import DOMAIN_INITRD, DOMAIN_KERNEL, DomainFiles
 from harness.machine.machine import BootFiles, Machine, Timings
@@ -26,6 +26,8 @@ from harness.machine.saved import Key, SavedMachines
 from harness.machine.scratch import scratch_directory
 from harness.machine.spec import Plan, Profile
 from harness.oops import Report
+from harness.places import cache_root
+from harness.regex import compiled
 from harness.scenario.model import Domain as DomainWishes
 from harness.scenario.model import ModuleLoad, Scenario
 
@@ -81,8 +83,9 @@ class Testbed:
         self._machine: Machine | None = None
         self._saved = None if scenario.boot.fresh else saved
         self._loaded: list[LoadedModule] | None = None
+        self._domains_s = 0.0
         self.start = "cold"
-        self._tolerated = [(rule.layer, re.compile(rule.title)) for rule in scenario.allow_crash]
+        self._tolerated = [(rule.layer, compiled(rule.title)) for rule in scenario.allow_crash]
 
     def __enter__(self) -> Self:
         self._scratch = self._stack.enter_context(scratch_directory())
@@ -200,6 +203,14 @@ class Testbed:
         domain = self.domains[name] = Domain(plan, machine)
         machine.watch(DomainConsole(name, self.results / f"console-{name}.log", domain.console_log))
 
+    def await_room(self, on_wait: Callable[[], None]) -> None:
+        """Wait until this host has room for one more machine.
+
+        :param on_wait: called once when there is none yet.
+        """
+        need = need_of(self.machine.plan, self.accelerator.name)
+        self._stack.enter_context(admitted(cache_root() / "admission", need, host_capacity(), on_wait))
+
     def boot(self) -> None:
         """Have a machine that takes commands: booted, or a saved one that goes on."""
         if not (self._take_up(self._stage_loaded) or self._take_up(self._stage_booted)):
@@ -207,7 +218,9 @@ class Testbed:
             self._save(self._stage_booted, self.timings.first_command)
         self.versions["qemu"] = self.machine.monitor.qemu_version()
         if self._loaded is None:
+            started = time.monotonic()
             self.create_domains()
+            self._domains_s = time.monotonic() - started
 
     def create_domains(self) -> None:
         """Create the scenario's domains and wait until they answer.
@@ -226,7 +239,7 @@ class Testbed:
         if self._loaded is None:
             started = time.monotonic()
             self._loaded = [self.load_module(item.layer, item.module, item.parameters) for item in self._load_now]
-            self._save(self._stage_loaded, time.monotonic() - started)
+            self._save(self._stage_loaded, self._domains_s + time.monotonic() - started)
         return self._loaded
 
     @property

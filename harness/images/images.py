@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 
 from harness.deadline import Deadline
+from harness.errors import HostError
 from harness.images import cpio, debs
 from harness.images.apt import mirror
 from harness.images.arch import Arch, host_arch
@@ -39,6 +42,7 @@ class Images:
         self._recipes = recipes
         self._store = store
         self._progress = progress
+        self._refused: dict[tuple[str, str, Arch], HostError] = {}
         self._archive = Archive(store.root, progress)
         self._workshop = Workshop(recipes, store, self._archive, progress)
 
@@ -129,7 +133,8 @@ class Images:
             return Built({file: directory / file for file in files}, manifest_packages(wanted), {"release": release})
 
         inputs = {"format": _KERNEL_FORMAT, "recipe": kernel_inputs(recipe, packages)}
-        return self._store.get_or_build("kernel", name, arch, inputs, build, self._progress, need=[need])
+        with self._tried_once("kernel", name, arch):
+            return self._store.get_or_build("kernel", name, arch, inputs, build, self._progress, need=[need])
 
     def _rootfs_entry(self, name: str, arch: Arch) -> Entry:
         recipe = self._recipes.rootfs(name)
@@ -138,7 +143,20 @@ class Images:
             return self._build_rootfs(recipe, name, arch, directory, deadline)
 
         inputs = {"format": _ROOTFS_FORMAT, "recipe": rootfs_inputs(recipe, self._recipes)}
-        return self._store.get_or_build("rootfs", name, arch, inputs, build, self._progress, need=[_CPIO])
+        with self._tried_once("rootfs", name, arch):
+            return self._store.get_or_build("rootfs", name, arch, inputs, build, self._progress, need=[_CPIO])
+
+    @contextmanager
+    def _tried_once(self, kind: str, name: str, arch: Arch) -> Iterator[None]:
+        """What could not be built is not tried again: each of many scenarios would wait for the same dead network."""
+        key = (kind, name, arch)
+        if (known := self._refused.get(key)) is not None:
+            raise copy(known) from known
+        try:
+            yield
+        except HostError as error:
+            self._refused[key] = error
+            raise
 
     def _build_rootfs(self, recipe: RootfsRecipe, name: str, arch: Arch, directory: Path, deadline: Deadline) -> Built:
         native = host_arch()

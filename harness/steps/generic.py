@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.machine.snapshot import restore, save
-from harness.scenario.model import LayerName
+from harness.scenario.model import LayerName, RegularExpression
 from harness.steps.base import Context, Evidence, Params, verb
 
 #: What a domain's answer may take beside the command.
@@ -55,7 +55,7 @@ class ConsoleRun(Params):
     """A line typed on the console, and what must then appear."""
 
     send: Annotated[str, Field(max_length=1024, pattern=r"^[ -~]*$")]
-    expect: Annotated[str, Field(min_length=1, max_length=512, description="a regular expression")]
+    expect: Annotated[RegularExpression, Field(min_length=1, max_length=512, description="a regular expression")]
     timeout_s: _Timeout = 30
 
 
