@@ -55,6 +55,9 @@ class Serve(OfBackend):
     interrupts: Annotated[
         Literal["dm_op", "irqfd"], Field(description="how devices raise theirs; irqfds are assigned at once")
     ] = "dm_op"
+    page: Annotated[
+        Literal["own", "shared"], Field(description="whether other backends map their requests at the same address")
+    ] = "own"
 
 
 class Served(Evidence):
@@ -69,7 +72,11 @@ def serve(context: Context, params: Serve) -> Served:
     """Start a backend in dom0: create an ioreq server for a domain and enable it."""
     try:
         answer = context.call(
-            "backend.start", backend=params.backend, domain=params.domain, devices=list(params.devices)
+            "backend.start",
+            backend=params.backend,
+            domain=params.domain,
+            devices=list(params.devices),
+            page=params.page,
         )
     except ProbeError as error:
         if error.errno not in _NO_SERVERS:
