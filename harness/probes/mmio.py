@@ -136,7 +136,7 @@ def interrupts() -> dict[str, Any]:
 def read_hwrng(size: int, count: int) -> dict[str, Any]:
     """Read from /dev/hwrng, whose own thread is told to keep off."""
     with open("/sys/class/misc/hw_random/rng_quality", "w") as quality:
-        quality.write("0")
+        quality.write("0\n")  # less than two characters are refused
     fd = os.open("/dev/hwrng", os.O_RDONLY)
     try:
         return {"reads": [os.read(fd, size).hex() for _ in range(count)]}
