@@ -20,7 +20,7 @@ FEATURE = "ioeventfd"
 
 #: ENOSYS, EOPNOTSUPP, ENOTTY: errno.h of Linux. Without ioreq servers Xen answers with one of the first two.
 _NO_SERVERS = (38, 95)
-_NO_EVENTFD = ("EOPNOTSUPP", "ENOTTY")
+_NO_EVENTFD = ("ENOTSUP", "EOPNOTSUPP", "ENOTTY")
 _Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 U16 = Annotated[int, Field(ge=0, lt=1 << 16)]
 U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
