@@ -33,23 +33,34 @@ def _cell(window: int, offset: int, size: int) -> Any:
 
 
 def access(
-    window: int, offset: int, size: int, value: int | None, count: int = 1, vcpu: int | None = None
+    window: int,
+    offset: int,
+    size: int,
+    value: int | None,
+    count: int = 1,
+    vcpu: int | None = None,
+    pause_s: float = 0,
 ) -> dict[str, Any]:
-    """Write a value, or read when there is none, so many times. Each access waits until somebody has completed it."""
+    """Write a value, or read when there is none, so many times. Each access waits until somebody has completed it.
+
+    :param pause_s: between accesses; it does not count.
+    """
     cell = _cell(window, offset, size)
     everywhere = os.sched_getaffinity(0)
     if vcpu is not None:
         os.sched_setaffinity(0, {vcpu})
-    started = time.perf_counter()
+    read, seconds = [], 0.0
     try:
-        if value is None:
-            read = [cell.value for _ in range(count)]
-        else:
-            read = []
-            for _ in range(count):
+        for _ in range(count):
+            started = time.perf_counter()
+            if value is None:
+                read.append(cell.value)
+            else:
                 cell.value = value
+            seconds += time.perf_counter() - started
+            if pause_s:
+                time.sleep(pause_s)
     finally:
-        seconds = time.perf_counter() - started
         os.sched_setaffinity(0, everywhere)
     return {"count": count, "read": read[:16], "seconds": round(seconds, 6)}
 
