@@ -79,10 +79,10 @@ def burst(queues: dict[str, int], count: int, window: int = 0) -> dict[str, Any]
 
 def start(name: str, queue: int, vcpu: int, window: int = 0) -> dict[str, Any]:
     """Notify without end, in the background."""
-    stop_here, stop_there = os.pipe()
-    pid, result = _fork(vcpu, window, queue, None, stop_here)
-    os.close(stop_here)
-    _traffic[name] = (pid, stop_there, result)
+    reader, writer = os.pipe()
+    pid, result = _fork(vcpu, window, queue, None, (reader, writer))
+    os.close(reader)
+    _traffic[name] = (pid, writer, result)
     return {}
 
 
@@ -93,8 +93,10 @@ def finish(name: str) -> dict[str, Any]:
     return {"done": _result(pid, result)}
 
 
-def _fork(vcpu: int, window: int, queue: int, count: int | None, stop: int | None = None) -> tuple[int, int]:
-    """A process that notifies from one vCPU: so often, or until the other end of a pipe is closed."""
+def _fork(
+    vcpu: int, window: int, queue: int, count: int | None, until: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """A process that notifies from one vCPU: so often, or until the writing end of a pipe is closed."""
     cell = _cell(window, 0x50, 4)
     reader, writer = os.pipe()
     pid = os.fork()
@@ -106,12 +108,13 @@ def _fork(vcpu: int, window: int, queue: int, count: int | None, stop: int | Non
             os.close(other)
         os.sched_setaffinity(0, {vcpu})
         done = 0
-        if stop is not None:
-            os.set_blocking(stop, False)
+        if until is not None:
+            os.set_blocking(until[0], False)
+            os.close(until[1])
         while count is None or done < count:
             cell.value = queue
             done += 1
-            if stop is not None and done % 8 == 0 and _closed(stop):
+            if until is not None and done % 8 == 0 and _closed(until[0]):
                 break
         os.write(writer, json.dumps(done).encode())
     finally:
