@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 
+from harness.components import list_components, print_components
 from harness.doctor import State, diagnose, print_findings
 from harness.errors import HarnessError, HostError, Problem, UsageError
 from harness.interrupts import unwind_on_signals
@@ -64,7 +65,11 @@ Paths = Annotated[list[Path] | None, typer.Argument(help="Scenario files and dir
 AccelOption = Annotated[Accel, typer.Option(help="auto proves KVM and falls back to emulation.")]
 UnderTest = Annotated[
     list[str] | None,
-    typer.Option("--under-test", metavar="COMPONENT=FILE", help="Load this module instead of the recipe's own."),
+    typer.Option(
+        "--under-test",
+        metavar="COMPONENT=SOURCE",
+        help="Test this in place of the recipe's own: a built file, a patch (several are applied in order), a tree.",
+    ),
 ]
 
 
@@ -149,9 +154,10 @@ def run(
     workspace = Workspace(_build_progress())
     scenarios = _load(console, workspace, paths)
     try:
-        workspace.overrides(under_test or [])
+        overrides = workspace.overrides(under_test or [])
+        workspace.check_used(overrides, scenarios)
         with _shown(workspace.progress):
-            workspace.prepare(scenarios)
+            workspace.prepare(scenarios, overrides)
     except UsageError as error:
         _fail(console, error, summary.USAGE)
     except HarnessError as error:
@@ -228,6 +234,19 @@ def check(paths: Paths = None) -> None:
     console = _console()
     scenarios = _load(console, Workspace(SilentProgress()), paths)
     console.print(f"{len(scenarios)} scenarios, no problem", highlight=False)
+
+
+@app.command()
+def components(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List what can be put under test, what it is taken from, and the features whose scenarios use it."""
+    console = _console()
+    workspace = Workspace(SilentProgress())
+    scenarios = _load(console, workspace, [SCENARIOS]) if SCENARIOS.is_dir() else []
+    rows = list_components(workspace, scenarios)
+    if as_json:
+        console.print_json(json.dumps([asdict(row) for row in rows]))
+    else:
+        print_components(console, rows)
 
 
 @app.command()

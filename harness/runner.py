@@ -20,7 +20,7 @@ from harness import strict_yaml
 from harness.deadline import Deadline, DeadlineExceeded
 from harness.errors import GuestCrash, GuestError, HarnessError, HostError
 from harness.images import Images
-from harness.images.under_test import Override
+from harness.images.under_test import Override, Tested
 from harness.interrupts import interrupts_deferred
 from harness.machine.accel import Accelerator
 from harness.machine.health import ProvokedCrash
@@ -31,6 +31,7 @@ from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, U
 from harness.scenario.model import Scenario, Step
 from harness.steps.base import Context, Verb
 from harness.testbed import Testbed
+from harness.under_test import components_of
 
 #: Of an unexpected exception's text, shown in the reason; the whole of it is in its file.
 _SAID_CHARS = 400
@@ -229,7 +230,7 @@ class _Run:
         profile = self._settings.profiles[self._scenario.boot.machine]
         accelerator = self._settings.accelerator(profile.arch)
         self._result.accel = {"used": accelerator.name, "why": accelerator.why}
-        used = {item.module for item in self._scenario.load}
+        used = components_of(self._scenario, profile)
         overrides = {name: item for name, item in self._settings.overrides.items() if name in used}
         return Testbed(
             self._scenario,
@@ -257,9 +258,7 @@ class _Run:
     def _phases(self, testbed: Testbed) -> None:
         with self._phase("build"):
             testbed.prepare()
-            self._result.under_test = [
-                UnderTest(item.component, str(item.source), item.sha256) for item in testbed.overrides.values()
-            ]
+            self._result.under_test = [_under_test(tested) for tested in testbed.tested]
         with self._phase("boot"), _explained(testbed):
             testbed.boot()
         self._result.start = testbed.start
@@ -375,6 +374,20 @@ def _explained(testbed: Testbed, where: str | None = None) -> Iterator[None]:
         if cause is error:
             raise
         raise cause from error
+
+
+def _under_test(tested: Tested) -> UnderTest:
+    override = tested.override
+    return UnderTest(
+        component=override.component,
+        kind=override.kind,
+        source=override.source,
+        source_sha256=override.sha256 if override.contents else "",
+        sha256=tested.sha256,
+        describe=tested.describe,
+        version=tested.version,
+        replaced=tested.replaced,
+    )
 
 
 def _unwritable(directory: Path, error: OSError) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images import Images
-from harness.images.under_test import Override, override_segment
+from harness.images.under_test import Override, Tested
 from harness.machine.accel import Accelerator
 from harness.machine.machine import BootFiles, Machine, Timings
 from harness.machine.process import is_running
@@ -24,6 +24,7 @@ from harness.machine.scratch import scratch_directory
 from harness.machine.spec import Plan, Profile
 from harness.oops import Report
 from harness.scenario.model import Scenario
+from harness.under_test import Candidates
 
 _LOAD_TIMEOUT_S = 20
 #: What takes less is done again sooner than a machine is saved and taken up.
@@ -72,6 +73,7 @@ class Testbed:
         self._images = images
         self.overrides = overrides
         self._stack = ExitStack()
+        self._candidates: Candidates | None = None
         self._scratch: Path | None = None
         self._machine: Machine | None = None
         self._saved = None if scenario.boot.fresh else saved
@@ -110,6 +112,11 @@ class Testbed:
         return self._scratch
 
     @property
+    def tested(self) -> list[Tested]:
+        """The components under test, as they were booted or loaded."""
+        return [] if self._candidates is None else self._candidates.all
+
+    @property
     def machine(self) -> Machine:
         """The booted machine."""
         if self._machine is None:
@@ -128,9 +135,8 @@ class Testbed:
         kernel = self._images.kernel(boot.kernel or profile.kernels[0], profile.arch)
         rootfs = self._images.rootfs(profile.rootfs, profile.arch)
         wanted = sorted({item.module for item in self.scenario.load})
-        segments = [rootfs, self._images.segment(kernel, profile.early_modules, wanted)]
-        if self.overrides:
-            segments.append(self._override_segment(kernel.release))
+        self._candidates = Candidates(self._images, self.overrides, kernel, profile.early_modules, wanted)
+        segments = (rootfs, self._candidates.segment)
         plan = Plan(
             profile=profile,
             kernel=boot.kernel or profile.kernels[0],
@@ -140,12 +146,12 @@ class Testbed:
             devices=boot.devices,
             cpu=boot.cpu,
         )
-        self.versions["kernel"] = kernel.release
+        self.versions["kernel"] = self._candidates.release
         self.versions.update(self._images.hashes(kernel, profile.rootfs, profile.arch))
         self._machine = self._stack.enter_context(
             Machine(
                 plan,
-                BootFiles(kernel.image, tuple(segments)),
+                BootFiles(self._candidates.kernel_image, segments),
                 self.accelerator,
                 results=self.results,
                 scratch=self.scratch,
@@ -153,9 +159,6 @@ class Testbed:
             )
         )
         write_repro(self.results / "repro.sh", self._machine)
-
-    def _override_segment(self, release: str) -> Path:
-        return override_segment(self.overrides, self.profile.arch, release, self.scratch / "override.cpio")
 
     def boot(self) -> None:
         """Have a machine that takes commands: booted, or a saved one that goes on."""
@@ -178,6 +181,8 @@ class Testbed:
         :raises CommandFailed: when the kernel refuses it; its log says why.
         """
         deadline = Deadline.after(_LOAD_TIMEOUT_S * self.machine.time_factor, f"module {module} to load")
+        if self._candidates is not None:
+            self._candidates.bring(self.machine, module, deadline)
         answer = self.machine.call("modules.load", deadline=deadline, name=module, parameters=dict(parameters))
         return LoadedModule(layer, module, tuple(answer["order"]), answer["build_id"])
 
@@ -189,7 +194,9 @@ class Testbed:
 
     @property
     def _stage_loaded(self) -> dict[str, Any]:
-        return {"load": [[item.layer, item.module, dict(item.parameters)] for item in self.scenario.load]}
+        load = [[item.layer, item.module, dict(item.parameters)] for item in self.scenario.load]
+        late = {} if self._candidates is None else self._candidates.fingerprint()
+        return {"load": load, "under_test": late} if late else {"load": load}
 
     def _take_up(self, stage: dict[str, Any]) -> bool:
         """Let a machine that was saved at that stage go on; tells whether there is one."""

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from harness.errors import HostError, Problem
 from harness.images import Images, Recipes, Store
-from harness.images.under_test import Override, parse_overrides
+from harness.images.under_test import KERNEL, XEN, Override, check_used, parse_overrides
 from harness.machine.accel import Accelerator, KvmJudge, Request, choose, host_architecture
 from harness.machine.machine import BootFiles, Machine
 from harness.machine.profiles import describe, load_profiles
@@ -21,6 +21,7 @@ from harness.progress import Progress
 from harness.scenario.load import load_paths
 from harness.scenario.model import Catalogue, Scenario
 from harness.steps.base import Verb, find_features, find_verbs
+from harness.under_test import Candidates, components_of
 
 
 def scenario_root(path: Path) -> Path:
@@ -87,10 +88,15 @@ class Workspace:
             problems += wrong
         return scenarios, problems
 
-    def prepare(self, scenarios: Iterable[Scenario]) -> None:
-        """Have every image that the scenarios boot, building what is missing."""
+    def prepare(self, scenarios: Iterable[Scenario], overrides: Mapping[str, Override] | None = None) -> None:
+        """Have every image that the scenarios boot, and what is under test, building what is missing."""
         for scenario in scenarios:
-            self.build_profile(self.profiles[scenario.boot.machine], scenario.boot.kernel)
+            profile = self.profiles[scenario.boot.machine]
+            self.build_profile(profile, scenario.boot.kernel)
+            used = components_of(scenario, profile)
+            mine = {name: override for name, override in (overrides or {}).items() if name in used}
+            kernel = self.images.kernel(scenario.boot.kernel or profile.kernels[0], profile.arch)
+            Candidates(self.images, mine, kernel, (), ()).build()
 
     def build_profile(self, profile: Profile, kernel: str | None = None) -> None:
         """Have what a profile boots: one kernel, or all that it can boot."""
@@ -100,7 +106,20 @@ class Workspace:
 
     def overrides(self, values: Iterable[str]) -> dict[str, Override]:
         """``--under-test`` options, read."""
-        return parse_overrides(values, self.catalogue.modules)
+        return parse_overrides(values, self.components)
+
+    @property
+    def components(self) -> frozenset[str]:
+        """What can be put under test."""
+        return frozenset({KERNEL, XEN, *self.catalogue.modules})
+
+    def check_used(self, overrides: Mapping[str, Override], scenarios: Iterable[Scenario]) -> None:
+        """Refuse to test what none of the scenarios uses; raises :class:`UsageError`."""
+        check_used(overrides, {name for item in scenarios for name in self.components_of(item)})
+
+    def components_of(self, scenario: Scenario) -> frozenset[str]:
+        """What a scenario uses that can be put under test."""
+        return components_of(scenario, self.profiles[scenario.boot.machine])
 
     @cached_property
     def kvm(self) -> KvmJudge:

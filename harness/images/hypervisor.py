@@ -57,6 +57,7 @@ def unpack_source(toolchain: Toolchain, archives: Sequence[Path], build: Path, d
         toolchain.run(["tar", "-x", "--strip-components", strip, "-f", BUILD / archive.name], build, deadline)
         (build / archive.name).unlink()
     toolchain.run(["dpkg-source", "--before-build", BUILD], build, deadline)
+    shutil.rmtree(build / ".pc")  # what the patches have changed, as it was
 
 
 def build(
@@ -68,6 +69,8 @@ def build(
     :param arch: as Xen calls it.
     :raises BuildFailed: it does not compile, or an option did not take.
     """
+    if not (source / "xen" / "Makefile").is_file():
+        raise BuildFailed(f"{name}: the source tree has no xen/Makefile", hint="name the top of Xen's source tree")
     config = source / "xen" / ".config"
     config.write_text("".join(f"CONFIG_{option}={value}\n" for option, value in options.items()))
     arguments: list[str | Path] = ["-C", BUILD / "xen", f"XEN_TARGET_ARCH={arch}"]

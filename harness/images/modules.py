@@ -114,6 +114,14 @@ def segment(modules: Modules, early: Sequence[str], available: Sequence[str]) ->
     return tree
 
 
+def builtin_tree(names: Iterable[str]) -> Tree:
+    """What :func:`segment` would give where all modules are built into the kernel."""
+    tree = Tree()
+    tree.file(EARLY, b"")
+    tree.file(DEPENDENCIES, json.dumps({name: [] for name in names}, sort_keys=True).encode())
+    return tree
+
+
 def depends(module: bytes) -> list[str]:
     """The names in a module's ``depends=`` line, from the ``.modinfo`` section of its ELF file (64-bit, little-endian).
 

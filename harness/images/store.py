@@ -8,6 +8,7 @@
     locks/<key>.lock        held by whoever builds an entry
     tmp/<random>/           a builder's workspace, with tmp/<random>.lock held while it lives
     debs/, apt/             downloaded packages and apt's lists: see harness.images.apt
+    work/                   build directories that stay: see harness.images.incremental
 
 A manifest is written after its objects are on the disk, and every file appears by rename, so a builder that is killed
 at any moment leaves nothing that looks whole.

@@ -1,0 +1,108 @@
+"""What one machine boots and loads: recipes' components, and those under test in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.images import Images, Kernel
+from harness.images.arch import Arch
+from harness.images.modules import DIRECTORY, module_name
+from harness.images.under_test import KERNEL, XEN, Override, Tested
+from harness.machine.machine import Machine
+from harness.machine.spec import Profile
+from harness.scenario.model import Scenario
+
+
+def components_of(scenario: Scenario, profile: Profile) -> frozenset[str]:
+    """What a scenario uses that can be put under test."""
+    own = {XEN} if getattr(profile, "hypervisor", None) is not None else set()
+    return frozenset({KERNEL, *own, *(item.module for item in scenario.load)})
+
+
+@dataclass
+class Candidates:
+    """The components of one machine, those under test built when they are first asked for.
+
+    :param overrides: what is under test, by component; all of it is used by this machine.
+    :param kernel: the recipe's.
+    :param early: modules that are loaded at boot.
+    :param wanted: modules that are loaded afterwards.
+    """
+
+    images: Images
+    overrides: Mapping[str, Override]
+    kernel: Kernel
+    early: Sequence[str]
+    wanted: Sequence[str]
+    _hypervisors: list[Tested] = field(default_factory=list)
+
+    def build(self) -> None:
+        """Build now what is built for the kernel; raises as :meth:`Images.tested_module`."""
+        _ = self.all
+
+    @property
+    def all(self) -> list[Tested]:
+        """Everything that is under test."""
+        kernel = [self._tested_kernel] if self._tested_kernel else []
+        return [*kernel, *self._hypervisors, *self._modules.values()]
+
+    @property
+    def kernel_image(self) -> Path:
+        """What is booted."""
+        return self._tested_kernel.path if self._tested_kernel else self.kernel.image
+
+    @property
+    def release(self) -> str:
+        """The release of the kernel that is booted."""
+        return self._tested_kernel.version if self._tested_kernel else self.kernel.release
+
+    def hypervisor(self, name: str, arch: Arch) -> Path:
+        """The hypervisor that is booted, of the recipe of that name or in its place."""
+        override = self.overrides.get(XEN)
+        if override is None:
+            return self.images.hypervisor(name, arch).image
+        tested = self.images.tested_hypervisor(override, name, arch)
+        self._hypervisors = [tested]
+        return tested.path
+
+    @cached_property
+    def segment(self) -> Path:
+        """The initramfs segment with the modules. One that can come late is not in it: the machine is the usual one."""
+        if self.release != self.kernel.release:
+            return self.images.builtin_segment(self.kernel, self.early, self.wanted, self.release)
+        there = {name: tested for name, tested in self._modules.items() if name not in self._late}
+        return self.images.segment(self.kernel, self.early, self.wanted, there)
+
+    def bring(self, machine: Machine, module: str, deadline: Deadline) -> None:
+        """Put a module under test into a booted guest, when it is not there yet."""
+        if (tested := self._late.get(module)) is not None:
+            target = f"/{DIRECTORY}/{module_name(module)}.ko"
+            machine.ssh(deadline).run(["dd", f"of={target}"], stdin=tested.path.read_bytes(), deadline=deadline)
+
+    def fingerprint(self) -> dict[str, str]:
+        """The hashes of what comes late: a machine that has it is not the usual one any more."""
+        return {name: tested.sha256 for name, tested in self._late.items()}
+
+    @cached_property
+    def _tested_kernel(self) -> Tested | None:
+        override = self.overrides.get(KERNEL)
+        return None if override is None else self.images.tested_kernel(override, self.kernel)
+
+    @cached_property
+    def _modules(self) -> dict[str, Tested]:
+        modules = {name: item for name, item in self.overrides.items() if name not in (KERNEL, XEN)}
+        return {name: self.images.tested_module(override, self.kernel) for name, override in modules.items()}
+
+    @cached_property
+    def _late(self) -> dict[str, Tested]:
+        if self.release != self.kernel.release:
+            return {}
+        return {
+            name: tested
+            for name, tested in self._modules.items()
+            if self.images.can_come_late(self.kernel, self.early, self.wanted, tested)
+        }
