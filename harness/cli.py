@@ -1,4 +1,4 @@
-"""The command line: ``harness run | check | doctor | images | shell | schema``."""
+"""The command line: ``harness run | check | mutate | components | doctor | images | shell | schema``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
+from datetime import datetime
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -23,6 +24,7 @@ from harness.components import list_components, print_components
 from harness.doctor import State, diagnose, print_findings
 from harness.errors import HarnessError, HostError, Problem, UsageError
 from harness.interrupts import unwind_on_signals
+from harness.mutate import read_mutants, run_gauntlet
 from harness.plugin import Front
 from harness.progress import PlainProgress, RichProgress, SilentProgress
 from harness.progress import Progress as BuildProgress
@@ -234,6 +236,51 @@ def check(paths: Paths = None) -> None:
     console = _console()
     scenarios = _load(console, Workspace(SilentProgress()), paths)
     console.print(f"{len(scenarios)} scenarios, no problem", highlight=False)
+
+
+@app.command()
+@_interruptible
+def mutate(
+    component: Annotated[str, typer.Argument(help="What is mutated; see: harness components.")],
+    paths: Paths = None,
+    mutants: Annotated[
+        Path | None, typer.Option(help="Directory of patches.", show_default="mutants/COMPONENT")
+    ] = None,
+    keyword: Annotated[str | None, typer.Option("-k", help="Only scenarios whose id contains this.")] = None,
+    accel: AccelOption = Accel.AUTO,
+    results: Annotated[Path | None, typer.Option(help="Where logs and evidence go.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write a summary.")] = None,
+    fail_under: Annotated[float, typer.Option(min=0, max=100, help="The least score that is no failure.")] = 0,
+) -> None:
+    """Run scenarios against broken variants of a component, to see whether they would notice.
+
+    Exit status: 0; 1 when the scenarios fail on good code, or the score is too low; 2 when the harness or host failed;
+    3 when nothing ran; 4 usage.
+    """
+    console = _console()
+    workspace = Workspace(_build_progress())
+    everything = _load(console, workspace, paths)
+    scenarios = [item for item in everything if keyword is None or keyword in item.id]
+    try:
+        found = read_mutants(component, mutants or Path("mutants") / component, sorted(workspace.components))
+        workspace.check_used([component], scenarios)
+        with _shown(workspace.progress):
+            status = run_gauntlet(
+                console,
+                workspace,
+                component,
+                found,
+                [item for item in scenarios if workspace.can_build(component, item)],
+                accel=accel.value,
+                results=(results or Path("results")).absolute() / f"mutate-{datetime.now().astimezone():%Y%m%d-%H%M%S}",
+                json_file=json_file,
+                fail_under=fail_under,
+            )
+    except UsageError as error:
+        _fail(console, error, summary.USAGE)
+    except HarnessError as error:
+        _fail(console, error, summary.ERRORED)
+    raise typer.Exit(status)
 
 
 @app.command()

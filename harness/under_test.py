@@ -14,6 +14,7 @@ from harness.images.modules import DIRECTORY, module_name
 from harness.images.under_test import KERNEL, XEN, Override, Tested
 from harness.machine.machine import Machine
 from harness.machine.spec import Profile
+from harness.result import UnderTest
 from harness.scenario.model import Scenario
 
 
@@ -21,6 +22,21 @@ def components_of(scenario: Scenario, profile: Profile) -> frozenset[str]:
     """What a scenario uses that can be put under test."""
     own = {XEN} if getattr(profile, "hypervisor", None) is not None else set()
     return frozenset({KERNEL, *own, *(item.module for item in scenario.load)})
+
+
+def recorded(tested: Tested) -> UnderTest:
+    """What a result says of a component under test."""
+    override = tested.override
+    return UnderTest(
+        component=override.component,
+        kind=override.kind,
+        source=override.source,
+        source_sha256=override.sha256 if override.contents else "",
+        sha256=tested.sha256,
+        describe=tested.describe,
+        version=tested.version,
+        replaced=tested.replaced,
+    )
 
 
 @dataclass

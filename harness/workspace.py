@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,9 +113,14 @@ class Workspace:
         """What can be put under test."""
         return frozenset({KERNEL, XEN, *self.catalogue.modules})
 
-    def check_used(self, overrides: Mapping[str, Override], scenarios: Iterable[Scenario]) -> None:
+    def check_used(self, overrides: Collection[str], scenarios: Iterable[Scenario]) -> None:
         """Refuse to test what none of the scenarios uses; raises :class:`UsageError`."""
         check_used(overrides, {name for item in scenarios for name in self.components_of(item)})
+
+    def can_build(self, component: str, scenario: Scenario) -> bool:
+        """Whether a scenario uses a component that can be built from patches for its machine."""
+        arch = self.profiles[scenario.boot.machine].arch
+        return component in self.components_of(scenario) and self.images.builds(component, arch)
 
     def components_of(self, scenario: Scenario) -> frozenset[str]:
         """What a scenario uses that can be put under test."""

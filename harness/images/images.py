@@ -18,6 +18,7 @@ from harness.images.modules import Modules, builtin_tree, depends, module_name, 
 from harness.images.recipe import Recipes, RootfsRecipe, kernel_inputs, rootfs_inputs
 from harness.images.rootfs import finish, root_tree
 from harness.images.store import Built, Entry, Store
+from harness.images.under_test import XEN as UNDER_TEST_XEN
 from harness.images.under_test import (
     Override,
     Tested,
@@ -79,6 +80,10 @@ class Images:
         """A hypervisor, by its recipe's name. Raises as :meth:`module`."""
         entry = self._workshop.hypervisor(name, arch)
         return Hypervisor(name, arch, entry.facts["version"], entry)
+
+    def builds(self, component: str, arch: Arch) -> bool:
+        """Whether there is a recipe that builds a component for an architecture from source."""
+        return component == UNDER_TEST_XEN or self._workshop.builds(component, arch)
 
     def tested_module(self, override: Override, kernel: Kernel) -> Tested:
         """A module under test, built if need be, and found to fit the kernel.

@@ -26,7 +26,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "steps",
         "runner",
         "workspace",
-        "plugin shell doctor components",
+        "plugin shell doctor components mutate",
         "cli",
     )
 )
