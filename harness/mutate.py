@@ -18,15 +18,18 @@ from harness.errors import BuildFailed, UsageError
 from harness.images.under_test import Override, parse_overrides
 from harness.machine.accel import Request
 from harness.report import summary
-from harness.report.progress import for_console
+from harness.report.progress import Silent, for_console
 from harness.result import SCHEMA, ScenarioResult, Verdict, write_json
 from harness.runner import Observer, Runner, Settings
 from harness.scenario.model import Scenario
 from harness.workspace import Workspace
 
-#: A mutant gets so many times what good code took, and no less than so many seconds under KVM.
+#: A mutant gets so many times what good code took, and no less than so many seconds under KVM: a step may well wait for
+#: what a mutant never does, and tell so.
 _PATIENCE = 4
-_LEAST_S = 10
+_LEAST_S = 30
+#: One that hangs its guest would do so in every scenario.
+_MAX_ERRORS = 2
 
 
 class Fate(StrEnum):
@@ -150,6 +153,8 @@ class Gauntlet:
                 break
             if result.verdict is Verdict.ERROR:
                 mutant.fate, mutant.by, mutant.why = Fate.ERROR, scenario.id, _reason(result)
+                if sum(item["verdict"] == Verdict.ERROR for item in mutant.results) >= _MAX_ERRORS:
+                    break
         mutant.seconds = time.monotonic() - started
         return mutant
 
@@ -193,14 +198,18 @@ def run_gauntlet(
     """
     workspace.sweep()
     workspace.prepare(scenarios)
-    observer = for_console(console)
+    # Where nobody watches, a line for each that ended is enough.
+    observer = for_console(console) if console.is_terminal else Silent()
     baseline: list[ScenarioResult] = []
     done: list[Mutant] = []
     try:
         gauntlet = Gauntlet(workspace, component, scenarios, accel, results, observer)
         for result in gauntlet.baseline():
             baseline.append(result)
-            observer.finished(result.to_json())
+            console.print(
+                f"good code: {result.verdict.upper()} {escape(result.id)} ({result.seconds.total:.1f} s)",
+                highlight=False,
+            )
         status = summary.exit_status([item.to_json() for item in baseline])
         if status == summary.PASSED:
             for mutant in mutants:

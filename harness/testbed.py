@@ -184,6 +184,8 @@ class Testbed:
         if self._candidates is not None:
             self._candidates.bring(self.machine, module, deadline)
         answer = self.machine.call("modules.load", deadline=deadline, name=module, parameters=dict(parameters))
+        if self._candidates is not None:
+            self._candidates.check_loaded(module, answer["build_id"])
         return LoadedModule(layer, module, tuple(answer["order"]), answer["build_id"])
 
     # -- saved machines ------------------------------------------------------------------------------------

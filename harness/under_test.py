@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.deadline import Deadline
+from harness.errors import HostError
 from harness.images import Images, Kernel
 from harness.images.arch import Arch
-from harness.images.modules import DIRECTORY, module_name
+from harness.images.modules import DIRECTORY, build_id, module_name
 from harness.images.under_test import KERNEL, XEN, Override, Tested
 from harness.machine.machine import Machine
 from harness.machine.spec import Profile
@@ -98,6 +99,20 @@ class Candidates:
         if (tested := self._late.get(module)) is not None:
             target = f"/{DIRECTORY}/{module_name(module)}.ko"
             machine.ssh(deadline).run(["dd", f"of={target}"], stdin=tested.path.read_bytes(), deadline=deadline)
+
+    def check_loaded(self, module: str, found: str) -> None:
+        """Compare what a guest has loaded with what is under test: a result must not speak of anything else.
+
+        :param found: the build id of the loaded module; empty where it has none.
+        :raises HostError: it is another one.
+        """
+        tested = self._modules.get(module)
+        wanted = build_id(tested.path.read_bytes()) if tested else ""
+        if wanted and found and wanted != found:
+            raise HostError(
+                f"the guest has loaded another module {module} than the one under test",
+                hint=f"its build id is {found}, not {wanted}: is it loaded at boot, or built into the kernel?",
+            )
 
     def fingerprint(self) -> dict[str, str]:
         """The hashes of what comes late: a machine that has it is not the usual one any more."""

@@ -137,6 +137,14 @@ def depends(module: bytes) -> list[str]:
     return []
 
 
+def build_id(module: bytes) -> str:
+    """The linker's fingerprint of a module, in hexadecimal, as a guest reads it of a loaded one; empty without one."""
+    try:
+        return _section(module, b".note.gnu.build-id")[16:].hex()
+    except (struct.error, ValueError, IndexError):
+        return ""
+
+
 def _section(elf: bytes, name: bytes) -> bytes:
     """The contents of one section; see ``Elf64_Ehdr`` and ``Elf64_Shdr`` in include/uapi/linux/elf.h."""
     if elf[:6] != b"\x7fELF\x02\x01":
