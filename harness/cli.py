@@ -215,6 +215,7 @@ def _run_pytest(console: Console, workspace: Workspace, arguments: list[str]) ->
         console.print()
         summary.print_table(console, finished)
         summary.print_failures(console, finished)
+        summary.print_under_test(console, finished)
         accel = summary.overall_accel(finished)
         console.print(f"\naccelerator: {accel['used']} ({accel['why']})", markup=False, highlight=False, soft_wrap=True)
     console.print(f"results: {front.results}", markup=False, highlight=False, soft_wrap=True)
@@ -344,6 +345,7 @@ def schema() -> None:
 @_interruptible
 def images_build(
     names: Annotated[list[str] | None, typer.Argument(help="Machine profiles; all of them by default.")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Fetch the kernels again: the archive may have newer.")] = False,
 ) -> None:
     """Build what machine profiles boot, unless the store has it."""
     console = _console()
@@ -355,7 +357,7 @@ def images_build(
     try:
         with _shown(workspace.progress):
             for name in names or workspace.profiles:
-                workspace.build_profile(workspace.profiles[name])
+                workspace.build_profile(workspace.profiles[name], anew=anew)
     except HarnessError as error:
         _fail(console, error, summary.ERRORED)
     console.print(f"images are in {workspace.store.root}", markup=False, highlight=False, soft_wrap=True)

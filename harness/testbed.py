@@ -148,6 +148,7 @@ class Testbed:
         )
         self.versions["kernel"] = self._candidates.release
         self.versions.update(self._images.hashes(kernel, profile.rootfs, profile.arch))
+        self.versions.update(self._candidates.kernel_sha256)
         self._machine = self._stack.enter_context(
             Machine(
                 plan,

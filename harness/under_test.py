@@ -77,6 +77,11 @@ class Candidates:
         """The release of the kernel that is booted."""
         return self._tested_kernel.version if self._tested_kernel else self.kernel.release
 
+    @property
+    def kernel_sha256(self) -> dict[str, str]:
+        """The hash of a kernel under test, as versions have it; nothing where there is none."""
+        return {"kernel_sha256": self._tested_kernel.sha256} if self._tested_kernel else {}
+
     def hypervisor(self, name: str, arch: Arch) -> Path:
         """The hypervisor that is booted, of the recipe of that name or in its place."""
         override = self.overrides.get(XEN)

@@ -98,10 +98,13 @@ class Workspace:
             kernel = self.images.kernel(scenario.boot.kernel or profile.kernels[0], profile.arch)
             Candidates(self.images, mine, kernel, (), ()).build()
 
-    def build_profile(self, profile: Profile, kernel: str | None = None) -> None:
-        """Have what a profile boots: one kernel, or all that it can boot."""
+    def build_profile(self, profile: Profile, kernel: str | None = None, *, anew: bool = False) -> None:
+        """Have what a profile boots: one kernel, or all that it can boot.
+
+        :param anew: take the kernels that the archive has now.
+        """
         for name in [kernel] if kernel else profile.kernels:
-            self.images.kernel(name, profile.arch)
+            self.images.kernel(name, profile.arch, anew=anew)
         self.images.rootfs(profile.rootfs, profile.arch)
 
     def overrides(self, values: Iterable[str]) -> dict[str, Override]:

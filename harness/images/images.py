@@ -56,13 +56,14 @@ class Images:
         self._archive = Archive(store.root, progress)
         self._workshop = Workshop(recipes, store, self._archive, progress)
 
-    def kernel(self, name: str, arch: Arch) -> Kernel:
+    def kernel(self, name: str, arch: Arch, *, anew: bool = False) -> Kernel:
         """A kernel, by its recipe's name.
 
+        :param anew: take what the archive has now, even if there is one.
         :raises HostError: it cannot be built.
         :raises ScenarioError: its recipe is wrong.
         """
-        entry = self._kernel_entry(name, arch, boot_image(arch))
+        entry = self._kernel_entry(name, arch, boot_image(arch), anew=anew)
         return Kernel(name, arch, entry.facts["release"], entry)
 
     def rootfs(self, name: str, arch: Arch) -> Path:
@@ -236,7 +237,7 @@ class Images:
         """Whether a module's recipe builds it. What has no recipe is in the kernel's package."""
         return module in self._recipes.names("modules") and self._recipes.module(module).source == "build"
 
-    def _kernel_entry(self, name: str, arch: Arch, need: str) -> Entry:
+    def _kernel_entry(self, name: str, arch: Arch, need: str, *, anew: bool = False) -> Entry:
         recipe = self._recipes.kernel(name)
         packages = recipe.packages(arch, name)
 
@@ -247,7 +248,7 @@ class Images:
             return Built({file: directory / file for file in files}, manifest_packages(wanted), {"release": release})
 
         inputs = {"format": _KERNEL_FORMAT, "recipe": kernel_inputs(recipe, packages)}
-        return self._store.get_or_build("kernel", name, arch, inputs, build, self._progress, need=[need])
+        return self._store.get_or_build("kernel", name, arch, inputs, build, self._progress, need=[need], anew=anew)
 
     def _rootfs_entry(self, name: str, arch: Arch) -> Entry:
         recipe = self._recipes.rootfs(name)

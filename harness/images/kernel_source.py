@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images import debs, tools
-from harness.images.apt import Apt, Deb
+from harness.images.apt import Apt, Deb, NotInArchive
 from harness.images.kernel import Kernel
 
 _NEEDED = re.compile(r"\b(linux-headers-\S+-common|linux-kbuild-[^\s,]+)(?: \(= ([^)]+)\))?")
@@ -45,13 +45,10 @@ def _still_there(kernel: Kernel) -> Iterator[None]:
     """Say what it means when the archive does not have a version: it has moved on since the kernel was fetched."""
     try:
         yield
-    except HostError as error:
-        if not error.message.startswith("Debian"):
-            raise
+    except NotInArchive as error:
         raise HostError(
             f"{error.message}, which kernel {kernel.name} in the image store is of: the archive has moved on",
-            hint="harness images prune --keep-days 0 removes what nobody uses; the next run fetches a new kernel",
-            tail=error.tail,
+            hint="harness images build --anew fetches the kernels again",
         ) from error
 
 
