@@ -1,4 +1,4 @@
-"""The command line: ``harness run | check | mutate | components | doctor | images | shell | schema``."""
+"""The command line: ``harness run | check | components | mutate | bisect | doctor | images | shell | schema``."""
 
 from __future__ import annotations
 
@@ -6,28 +6,34 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict
-from datetime import datetime
-from enum import StrEnum
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, Any
 
 import pytest
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 
-from harness.components import list_components, print_components
+from harness.command import (
+    SCENARIOS,
+    Accel,
+    AccelOption,
+    Keep,
+    Paths,
+    UnderTest,
+    build_progress,
+    fail,
+    interruptible,
+    load_scenarios,
+    make_console,
+    shown,
+)
 from harness.doctor import State, diagnose, print_findings
-from harness.errors import HarnessError, HostError, Problem, UsageError
-from harness.interrupts import unwind_on_signals
-from harness.mutate import read_mutants, run_gauntlet
+from harness.errors import HarnessError, UsageError
 from harness.plugin import Front
-from harness.progress import PlainProgress, RichProgress, SilentProgress
-from harness.progress import Progress as BuildProgress
+from harness.progress import SilentProgress
 from harness.report import summary
 from harness.report.progress import for_console
 from harness.report.store import print_store
@@ -35,105 +41,16 @@ from harness.result import ScenarioResult, write_json
 from harness.scenario.model import Scenario
 from harness.scenario.schema import json_schema
 from harness.shell import open_shell
+from harness.trials import bisect, components, mutate
 from harness.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 images_app = typer.Typer(no_args_is_help=True, help="The store of images.")
 app.add_typer(images_app, name="images")
 
-SCENARIOS = Path("scenarios")
-
-
-P = ParamSpec("P")
-
-
-class Accel(StrEnum):
-    """What ``--accel`` takes."""
-
-    AUTO = "auto"
-    KVM = "kvm"
-    TCG = "tcg"
-
-
-class Keep(StrEnum):
-    """What ``--keep`` takes."""
-
-    NEVER = "never"
-    FAILED = "failed"
-    ALWAYS = "always"
-
-
-Paths = Annotated[list[Path] | None, typer.Argument(help="Scenario files and directories.", show_default="scenarios/")]
-AccelOption = Annotated[Accel, typer.Option(help="auto proves KVM and falls back to emulation.")]
-UnderTest = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--under-test",
-        metavar="COMPONENT=SOURCE",
-        help="Test this in place of the recipe's own: a built file, a patch (several are applied in order), a tree.",
-    ),
-]
-
-
-def _console() -> Console:
-    """Standard output; a log has no width of its own, and folded ids cannot be searched for."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
-
-
-def _build_progress() -> BuildProgress:
-    return RichProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)
-
-
-def _shown(progress: BuildProgress) -> AbstractContextManager[object]:
-    """Show a bar while the block runs, where there is one."""
-    return progress if isinstance(progress, RichProgress) else nullcontext()
-
-
-def _fail(console: Console, error: HarnessError, status: int) -> NoReturn:
-    console.print(f"[bold red]error:[/] {error.__class__.__name__}: ", end="")
-    console.print(error.explain(), markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(status)
-
-
-def _interruptible(command: Callable[P, None]) -> Callable[P, None]:
-    """A command that Ctrl-C or SIGTERM ends in order: what runs is undone, and the exit status blames no product."""
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        unwind_on_signals()
-        console = Console(stderr=True)
-        try:
-            command(*args, **kwargs)
-        except (OSError, EOFError) as error:  # typer would end with 1, which blames the product
-            _fail(console, HostError(f"the host failed: {error or type(error).__name__}"), summary.ERRORED)
-        except KeyboardInterrupt as error:
-            by = f" by {error}" if str(error) else ""
-            console.print(f"interrupted{by}", style="bold red", highlight=False)
-            raise typer.Exit(summary.ERRORED) from None
-
-    return wrapped
-
-
-def _load(console: Console, workspace: Workspace, paths: list[Path] | None) -> list[Scenario]:
-    """The scenarios, or the end: nothing runs while any file is wrong."""
-    for path in paths or []:
-        if not path.exists():
-            _fail(console, UsageError(f"{path} does not exist"), summary.USAGE)
-    scenarios, problems = workspace.load(paths or [SCENARIOS])
-    if problems:
-        _print_problems(console, problems)
-        raise typer.Exit(summary.USAGE)
-    return scenarios
-
-
-def _print_problems(console: Console, problems: list[Problem]) -> None:
-    for problem in problems:
-        console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{len(problems)} problem{'s' if len(problems) != 1 else ''}", style="bold red")
-
 
 @app.command()
-@_interruptible
+@interruptible
 def run(
     paths: Paths = None,
     keyword: Annotated[str | None, typer.Option("-k", help="Only scenarios whose id matches.")] = None,
@@ -152,20 +69,20 @@ def run(
 
     Exit status: 0 all passed, 1 a scenario failed, 2 the harness or host failed, 3 nothing ran, 4 usage.
     """
-    console = _console()
-    workspace = Workspace(_build_progress())
-    scenarios = _load(console, workspace, paths)
+    console = make_console()
+    workspace = Workspace(build_progress())
+    scenarios = load_scenarios(console, workspace, paths)
     try:
         overrides = workspace.overrides(under_test or [])
         workspace.check_used(overrides, scenarios)
-        with _shown(workspace.progress):
+        with shown(workspace.progress):
             workspace.prepare(scenarios, overrides)
     except UsageError as error:
-        _fail(console, error, summary.USAGE)
+        fail(console, error, summary.USAGE)
     except HarnessError as error:
         if json_file is not None:
             _write_unprepared(json_file, scenarios, results or Path("results"), error)
-        _fail(console, error, summary.ERRORED)
+        fail(console, error, summary.ERRORED)
     arguments = [str(path) for path in paths or [SCENARIOS]]
     # The project around the scenarios may have pytest settings and a conftest of its own: they are not for these.
     arguments += ["-c", os.devnull, "--rootdir", str(Path.cwd()), "--noconftest", "--assert=plain"]
@@ -234,73 +151,15 @@ def _run_pytest(console: Console, workspace: Workspace, arguments: list[str]) ->
 @app.command()
 def check(paths: Paths = None) -> None:
     """Validate scenario files; boot nothing."""
-    console = _console()
-    scenarios = _load(console, Workspace(SilentProgress()), paths)
+    console = make_console()
+    scenarios = load_scenarios(console, Workspace(SilentProgress()), paths)
     console.print(f"{len(scenarios)} scenarios, no problem", highlight=False)
-
-
-@app.command()
-@_interruptible
-def mutate(
-    component: Annotated[str, typer.Argument(help="What is mutated; see: harness components.")],
-    paths: Paths = None,
-    mutants: Annotated[
-        Path | None, typer.Option(help="Directory of patches.", show_default="mutants/COMPONENT")
-    ] = None,
-    keyword: Annotated[str | None, typer.Option("-k", help="Only scenarios whose id contains this.")] = None,
-    accel: AccelOption = Accel.AUTO,
-    results: Annotated[Path | None, typer.Option(help="Where logs and evidence go.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write a summary.")] = None,
-    fail_under: Annotated[float, typer.Option(min=0, max=100, help="The least score that is no failure.")] = 0,
-) -> None:
-    """Run scenarios against broken variants of a component, to see whether they would notice.
-
-    Exit status: 0; 1 when the scenarios fail on good code, or the score is too low; 2 when the harness or host failed;
-    3 when nothing ran; 4 usage.
-    """
-    console = _console()
-    workspace = Workspace(_build_progress())
-    everything = _load(console, workspace, paths)
-    scenarios = [item for item in everything if keyword is None or keyword in item.id]
-    try:
-        found = read_mutants(component, mutants or Path("mutants") / component, sorted(workspace.components))
-        workspace.check_used([component], scenarios)
-        with _shown(workspace.progress):
-            status = run_gauntlet(
-                console,
-                workspace,
-                component,
-                found,
-                [item for item in scenarios if workspace.can_build(component, item)],
-                accel=accel.value,
-                results=(results or Path("results")).absolute() / f"mutate-{datetime.now().astimezone():%Y%m%d-%H%M%S}",
-                json_file=json_file,
-                fail_under=fail_under,
-            )
-    except UsageError as error:
-        _fail(console, error, summary.USAGE)
-    except HarnessError as error:
-        _fail(console, error, summary.ERRORED)
-    raise typer.Exit(status)
-
-
-@app.command()
-def components(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List what can be put under test, what it is taken from, and the features whose scenarios use it."""
-    console = _console()
-    workspace = Workspace(SilentProgress())
-    scenarios = _load(console, workspace, [SCENARIOS]) if SCENARIOS.is_dir() else []
-    rows = list_components(workspace, scenarios)
-    if as_json:
-        console.print_json(json.dumps([asdict(row) for row in rows]))
-    else:
-        print_components(console, rows)
 
 
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what this host can and cannot do, why, and the remedy."""
-    console = _console()
+    console = make_console()
     findings = diagnose(Workspace(SilentProgress()))
     if as_json:
         console.print_json(json.dumps([asdict(finding) for finding in findings]))
@@ -311,7 +170,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 @app.command()
-@_interruptible
+@interruptible
 def shell(
     scenario: Annotated[Path, typer.Argument(help="A scenario file.")],
     keyword: Annotated[str | None, typer.Option("-k", help="Which of its matrix rows.")] = None,
@@ -321,18 +180,20 @@ def shell(
 ) -> None:
     """Boot and load a scenario, then give its machine to a person; leaving ends it."""
     console = Console(stderr=True)
-    progress = _build_progress()
+    progress = build_progress()
     workspace = Workspace(progress)
-    scenarios = [item for item in _load(console, workspace, [scenario]) if keyword is None or keyword in item.id]
+    scenarios = [
+        item for item in load_scenarios(console, workspace, [scenario]) if keyword is None or keyword in item.id
+    ]
     if len(scenarios) != 1:
         rows = ", ".join(item.id for item in scenarios) or "none"
-        _fail(console, UsageError(f"one scenario is needed, these match: {rows}", hint="choose with -k"), summary.USAGE)
+        fail(console, UsageError(f"one scenario is needed, these match: {rows}", hint="choose with -k"), summary.USAGE)
     try:
         open_shell(console, workspace, scenarios[0], accel.value, under_test or [], on_console=on_console)
     except UsageError as error:
-        _fail(console, error, summary.USAGE)
+        fail(console, error, summary.USAGE)
     except HarnessError as error:
-        _fail(console, error, summary.ERRORED)
+        fail(console, error, summary.ERRORED)
 
 
 @app.command()
@@ -342,31 +203,31 @@ def schema() -> None:
 
 
 @images_app.command("build")
-@_interruptible
+@interruptible
 def images_build(
     names: Annotated[list[str] | None, typer.Argument(help="Machine profiles; all of them by default.")] = None,
     anew: Annotated[bool, typer.Option("--anew", help="Fetch the kernels again: the archive may have newer.")] = False,
 ) -> None:
     """Build what machine profiles boot, unless the store has it."""
-    console = _console()
-    workspace = Workspace(_build_progress())
+    console = make_console()
+    workspace = Workspace(build_progress())
     unknown = sorted(set(names or []) - set(workspace.profiles))
     if unknown:
         known = ", ".join(workspace.profiles)
-        _fail(console, UsageError(f"unknown machine profile {unknown[0]!r}", hint=f"known are: {known}"), summary.USAGE)
+        fail(console, UsageError(f"unknown machine profile {unknown[0]!r}", hint=f"known are: {known}"), summary.USAGE)
     try:
-        with _shown(workspace.progress):
+        with shown(workspace.progress):
             for name in names or workspace.profiles:
                 workspace.build_profile(workspace.profiles[name], anew=anew)
     except HarnessError as error:
-        _fail(console, error, summary.ERRORED)
+        fail(console, error, summary.ERRORED)
     console.print(f"images are in {workspace.store.root}", markup=False, highlight=False, soft_wrap=True)
 
 
 @images_app.command("list")
 def images_list() -> None:
     """List what the store holds."""
-    print_store(_console(), Workspace(SilentProgress()).store)
+    print_store(make_console(), Workspace(SilentProgress()).store)
 
 
 @images_app.command("prune")
@@ -375,7 +236,11 @@ def images_prune(
 ) -> None:
     """Remove images that were not used lately, and what killed builds left."""
     freed = Workspace(SilentProgress()).store.prune(keep_days=keep_days)
-    _console().print(f"freed {decimal(freed)}", highlight=False)
+    make_console().print(f"freed {decimal(freed)}", highlight=False)
+
+
+for trial in (components, mutate, bisect):
+    app.command()(trial)
 
 
 def main() -> None:

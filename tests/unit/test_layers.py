@@ -26,7 +26,8 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "steps",
         "runner",
         "workspace",
-        "plugin shell doctor components mutate",
+        "plugin shell doctor components mutate bisect command",
+        "trials",
         "cli",
     )
 )
