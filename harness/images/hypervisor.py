@@ -12,6 +12,7 @@ from harness.deadline import Deadline
 from harness.errors import BuildFailed, HostError
 from harness.images import debs
 from harness.images.compressed import decompressed
+from harness.images.incremental import needs_configuring
 from harness.images.toolchain import BUILD, Toolchain
 
 PACKAGES = ("xen-hypervisor-[0-9]*",)
@@ -72,9 +73,11 @@ def build(
     if not (source / "xen" / "Makefile").is_file():
         raise BuildFailed(f"{name}: the source tree has no xen/Makefile", hint="name the top of Xen's source tree")
     config = source / "xen" / ".config"
-    config.write_text("".join(f"CONFIG_{option}={value}\n" for option, value in options.items()))
+    wanted = "".join(f"CONFIG_{option}={value}\n" for option, value in options.items())
     arguments: list[str | Path] = ["-C", BUILD / "xen", f"XEN_TARGET_ARCH={arch}"]
-    toolchain.make([*arguments, "olddefconfig"], source, deadline, what=f"the configuration of {name}")
+    if needs_configuring(config, wanted):
+        config.write_text(wanted)
+        toolchain.make([*arguments, "olddefconfig"], source, deadline, what=f"the configuration of {name}")
     lost = lost_options(options, config.read_text())
     if lost:
         raise BuildFailed(

@@ -13,11 +13,22 @@ from harness.images.arch import Arch, host_arch
 from harness.images.archive import Archive, manifest_packages
 from harness.images.compressed import decompressed
 from harness.images.incremental import described
-from harness.images.kernel import FORMATS, MODULES, XEN, Hypervisor, Kernel, boot_image, bzimage_payload, unpack_kernel
+from harness.images.kernel import (
+    FORMATS,
+    IMAGE,
+    MODULES,
+    XEN,
+    Hypervisor,
+    Kernel,
+    boot_image,
+    bzimage_payload,
+    unpack_kernel,
+)
 from harness.images.modules import Modules, builtin_tree, depends, module_name, segment
 from harness.images.recipe import Recipes, RootfsRecipe, kernel_inputs, rootfs_inputs
 from harness.images.rootfs import finish, root_tree
 from harness.images.store import Built, Entry, Store
+from harness.images.under_test import KERNEL as UNDER_TEST_KERNEL
 from harness.images.under_test import XEN as UNDER_TEST_XEN
 from harness.images.under_test import (
     Override,
@@ -84,7 +95,7 @@ class Images:
 
     def builds(self, component: str, arch: Arch) -> bool:
         """Whether there is a recipe that builds a component for an architecture from source."""
-        return component == UNDER_TEST_XEN or self._workshop.builds(component, arch)
+        return component in (UNDER_TEST_KERNEL, UNDER_TEST_XEN) or self._workshop.builds(component, arch)
 
     def tested_module(self, override: Override, kernel: Kernel) -> Tested:
         """A module under test, built if need be, and found to fit the kernel.
@@ -103,13 +114,14 @@ class Images:
         return self._tested(override, path, entry.files[file].sha256, vermagic_of(path.read_bytes()), replaced)
 
     def tested_kernel(self, override: Override, kernel: Kernel) -> Tested:
-        """A kernel under test; raises as :meth:`tested_module`."""
-        check_arch(override.option, override.source, override.contents[0], kernel.arch)
-        entry = self._given(override, kernel.arch)
-        assert entry is not None, "a kernel under test is a file"
-        path = entry.path(_GIVEN)
+        """A kernel under test; what is built is a small one. Raises as :meth:`tested_module`."""
+        if override.kind == "file":
+            check_arch(override.option, override.source, override.contents[0], kernel.arch)
+        entry = self._given(override, kernel.arch) or self._workshop.kernel(kernel, override)
+        file = _GIVEN if override.kind == "file" else IMAGE
+        path = entry.path(file)
         replaced = f"Debian's kernel {kernel.version}"
-        return self._tested(override, path, entry.files[_GIVEN].sha256, kernel_release(path.read_bytes()), replaced)
+        return self._tested(override, path, entry.files[file].sha256, kernel_release(path.read_bytes()), replaced)
 
     def tested_hypervisor(self, override: Override, name: str, arch: Arch) -> Tested:
         """A hypervisor under test, in the place of a recipe's; raises as :meth:`tested_module`."""

@@ -83,6 +83,16 @@ def synchronise(files: Mapping[str, Path], target: Path) -> int:
     return len(gone) + len(changed)
 
 
+def needs_configuring(config: Path, wanted: str) -> bool:
+    """Whether a build's configuration is not yet made of these settings: making it again builds everything again."""
+    mark = config.with_name(f"{config.name}.wanted")
+    if config.exists() and mark.exists() and mark.read_text() == wanted:
+        return False
+    mark.write_text(wanted)
+    config.unlink(missing_ok=True)
+    return True
+
+
 def every_file(tree: Path, deadline: Deadline) -> dict[str, Path]:
     """The source files of a tree: what git would keep where it is git's, else all but what builds leave."""
     if (tree / ".git").exists():

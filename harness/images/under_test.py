@@ -127,25 +127,18 @@ def check_used(overrides: Collection[str], used: Collection[str]) -> None:
 def _read(component: str, source: Path) -> Override:
     """One option, its kind told from the source's content."""
     if source.is_dir():
-        _check_can_be_built(component)
         return Override(component, "tree", (source,))
     try:
         content = source.read_bytes()
     except OSError as error:
         raise UsageError(f"--under-test {component}: cannot read {source}: {error.strerror}") from error
     if _PATCH.search(content) and not content.startswith(_ELF):
-        _check_can_be_built(component)
         return Override(component, "patches", (source,), (content,))
     built = {KERNEL: "kernel image", XEN: "hypervisor"}.get(component, "kernel module")
     if not (_is_image(content) if component in (KERNEL, XEN) else content.startswith(_ELF)):
         plain = "; a module must not be compressed" if component not in (KERNEL, XEN) else ""
         raise UsageError(f"--under-test {component}: {source} is no {built}, patch or source tree{plain}")
     return Override(component, "file", (source,), (content,))
-
-
-def _check_can_be_built(component: str) -> None:
-    if component == KERNEL:
-        raise UsageError("--under-test kernel takes a built image: whole kernels are not built here")
 
 
 def _is_image(content: bytes) -> bool:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from harness.deadline import Deadline
 from harness.errors import BuildFailed, HostError
-from harness.images import hypervisor, kernel_source
+from harness.images import hypervisor, kernel_source, small_kernel
 from harness.images.arch import ABIS, Arch, host_arch
 from harness.images.archive import Archive, manifest_packages
 from harness.images.incremental import build_directory, digests, every_file, synchronise, whole_hash
-from harness.images.kernel import XEN, Kernel
+from harness.images.kernel import IMAGE, XEN, Kernel
 from harness.images.manifest import Package
 from harness.images.modules import module_name
 from harness.images.patches import apply
-from harness.images.recipe import FromSuite, HypervisorRecipe, ModuleBuild, Recipes
+from harness.images.recipe import FromSuite, HypervisorRecipe, KernelBuild, ModuleBuild, Recipes
 from harness.images.store import Built, Entry, Store
 from harness.images.toolchain import BUILD, Toolchain, make_root
 from harness.images.under_test import Override, tree_files
@@ -30,6 +32,7 @@ _HEADERS_FORMAT = 1
 _SOURCE_FORMAT = 1
 _MODULE_FORMAT = 1
 _HYPERVISOR_FORMAT = 1
+_KERNEL_FORMAT = 1
 
 KO = "module.ko"
 _LIST_S = 60.0
@@ -105,6 +108,57 @@ class Workshop:
             return Built({XEN: directory / XEN}, manifest_packages(wanted), {"version": wanted[0].version})
 
         return self._store.get_or_build("hypervisor", name, arch, inputs, build, self._progress, need=[XEN])
+
+    def kernel(self, kernel: Kernel, override: Override) -> Entry:
+        """A small kernel of the source of a packaged one, with patches, or of a tree. Errors as for :meth:`module`.
+
+        Its file is ``vmlinux`` or ``Image``, named :data:`IMAGE`.
+        """
+        recipe = self._recipes.kernel(kernel.name)
+        how = recipe.build
+        if how is None or kernel.arch not in how.configs:
+            raise HostError(
+                f"no recipe says how to build kernel {kernel.name} for {kernel.arch}",
+                hint="see build in images/kernels/; a built image can be put under test all the same",
+            )
+        configs = [self._recipes.config(name) for name in how.configs[kernel.arch]]
+        format_ = recipe.packages(kernel.arch, kernel.name).format
+        own: dict[str, Path] = {}
+        if override.kind == "tree":
+            own = every_file(override.sources[0], Deadline.after(_LIST_S, "a source tree to be listed"))
+        inputs = {
+            "format": _KERNEL_FORMAT,
+            "configs": configs,
+            "trim": how.trim,
+            "image": format_,
+            "toolchain": self._toolchain_inputs(how.toolchain, kernel.arch),
+            "version": "" if own else kernel.version,
+            **_override_inputs(override, own),
+        }
+
+        def build(directory: Path, deadline: Deadline) -> Built:
+            toolchain, tools = self.toolchain(how.toolchain, kernel.arch)
+            files, packages = dict(own), list(tools.packages)
+            if not own:
+                source = self._kernel_tree(kernel, how)
+                packages += source.packages
+                files = self._patched(toolchain, source.tree, override, f"Linux {kernel.version}", directory, deadline)
+            with self._build_directory(
+                "kernel", kernel.arch, override, tools, [*configs, kernel.version, format_], deadline
+            ) as place:
+                synchronise(files, place)
+                _check_unchanged(own, place, inputs)
+                self._progress.phase(f"building a kernel for {kernel.arch}")
+                made = small_kernel.build(toolchain, place, configs, format_, deadline)
+                shutil.copyfile(made, directory / IMAGE)
+            if format_ != "Image":
+                strip: list[str | Path] = [f"{toolchain.prefix}strip", "--strip-debug", BUILD / IMAGE]
+                toolchain.run(strip, directory, deadline)
+            return Built({IMAGE: directory / IMAGE}, packages)
+
+        return self._store.get_or_build(
+            "small-kernel", kernel.name, kernel.arch, inputs, build, self._progress, need=[IMAGE]
+        )
 
     def builds(self, name: str, arch: Arch) -> bool:
         """Whether a recipe says how to build a module."""
@@ -240,25 +294,64 @@ class Workshop:
             source = self._hypervisor_source(recipe, toolchain)
             packages += source.packages
             version = source.facts["version"]
-            top = source.tree
-            if override:
-                shutil.copytree(top, directory / "source", symlinks=True)
-                top = directory / "source"
-                apply(toolchain, override.patches, top, f"the source of {recipe.package} {version}", deadline)
-            files = every_file(top, deadline)
-        tree = str(override.sources[0].resolve()) if override and own else ""
-        key = whole_hash(
-            {"name": name, "arch": arch, "tree": tree, "tools": tools.key, "recipe": str(inputs["target"])}
-        )
-        with build_directory(
-            self._store.root / "work", key, deadline, lambda: self._progress.message(f"waiting for a build of {name}")
-        ) as build:
+            what = f"the source of {recipe.package} {version}"
+            files = self._patched(toolchain, source.tree, override, what, directory, deadline)
+        kind = [name, str(inputs["target"])]
+        with self._build_directory(recipe.package, arch, override, tools, kind, deadline) as build:
             synchronise(files, build)
             _check_unchanged(own, build, inputs)
             self._progress.phase(f"building hypervisor {name} for {arch}")
             made = hypervisor.build(toolchain, build, recipe.target(arch, name).options, ABIS[arch].xen, name, deadline)
             shutil.copyfile(made, directory / XEN)
         return Built({XEN: directory / XEN}, packages, {"version": version})
+
+    def _patched(
+        self,
+        toolchain: Toolchain,
+        tree: Path,
+        override: Override | None,
+        what: str,
+        directory: Path,
+        deadline: Deadline,
+    ) -> dict[str, Path]:
+        """The files of a stored source, patches of the user's applied."""
+        files = every_file(tree, deadline)
+        if override is None:
+            return files
+        # Only what the patches change is copied: the source of a kernel is large.
+        copies = directory / "patched"
+        touched = [path for path in files if any(path.encode() in content for content in override.contents)]
+        for path in touched:
+            (copies / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(files[path], copies / path, follow_symlinks=False)
+            shutil.copymode(files[path], copies / path, follow_symlinks=False)
+        copies.mkdir(exist_ok=True)
+        apply(toolchain, override.patches, copies, what, deadline)
+        left = {path: file for path, file in files.items() if path not in set(touched)}
+        return left | every_file(copies, deadline)
+
+    def _build_directory(
+        self, what: str, arch: Arch, override: Override | None, tools: Entry, kind: Sequence[str], deadline: Deadline
+    ) -> AbstractContextManager[Path]:
+        """Where something is compiled incrementally: a place for each tree, and one for all patches to a recipe's."""
+        tree = str(override.sources[0].resolve()) if override and override.kind == "tree" else ""
+        key = whole_hash({"what": what, "arch": arch, "tree": tree, "tools": tools.key, "kind": json.dumps(kind)})
+        return build_directory(
+            self._store.root / "work", key, deadline, lambda: self._progress.message(f"waiting for a build of {what}")
+        )
+
+    def _kernel_tree(self, kernel: Kernel, how: KernelBuild) -> Entry:
+        """A kernel's source as a tree, without what is never compiled."""
+
+        def build(directory: Path, deadline: Deadline) -> Built:
+            apt = self._archive.apt(self._suite(kernel), kernel.arch)
+            package, deb = kernel_source.fetch_source(apt, kernel, deadline)
+            self._progress.phase(f"unpacking the source of Linux {kernel.version}")
+            kernel_source.unpack_tree(deb, how.trim, directory / "source", directory, deadline)
+            return Built({}, manifest_packages([package]), tree=directory / "source")
+
+        inputs = {"format": _SOURCE_FORMAT, "version": kernel.version, "trim": how.trim}
+        return self._store.get_or_build("source", "linux-tree", "all", inputs, build, self._progress)
 
     def _hypervisor_source(self, recipe: HypervisorRecipe, toolchain: Toolchain) -> Entry:
         """Xen's source as a tree, Debian's patches applied."""

@@ -9,10 +9,11 @@ import pytest
 from harness.deadline import Deadline
 from harness.errors import BuildFailed, HostError
 from harness.images.hypervisor import lost_options
-from harness.images.incremental import build_directory, digests, every_file, synchronise, whole_hash
+from harness.images.incremental import build_directory, digests, every_file, needs_configuring, synchronise, whole_hash
 from harness.images.kernel_source import unpack_headers
 from harness.images.patches import refusal
 from harness.images.recipe import Recipes, ToolchainRecipe
+from harness.images.small_kernel import lost_lines
 from harness.images.toolchain import build_failed, make_root
 
 
@@ -93,6 +94,14 @@ def test_options_that_did_not_take() -> None:
     config = "CONFIG_EXPERT=y\n# CONFIG_DEBUG is not set\nCONFIG_NR_CPUS=16\n"
     assert lost_options({"EXPERT": "y", "DEBUG": "n", "NR_CPUS": "16", "GONE": "n"}, config) == []
     assert lost_options({"EXPERT": "n", "DEBUG": "y", "NR_CPUS": "8"}, config) == ["EXPERT=n", "DEBUG=y", "NR_CPUS=8"]
+
+
+def test_lines_that_did_not_take() -> None:
+    config = "CONFIG_SMP=y\n# CONFIG_NUMA is not set\nCONFIG_NR_CPUS=8\n"
+    good = ["CONFIG_SMP=y", "# CONFIG_NUMA is not set", "# CONFIG_GONE is not set", "CONFIG_NR_CPUS=8"]
+    assert lost_lines(good, config) == []
+    bad = ["CONFIG_NUMA=y", "# CONFIG_SMP is not set", "CONFIG_NR_CPUS=4"]
+    assert lost_lines(bad, config) == bad
 
 
 # -- roots ----------------------------------------------------------------------------------------------------
@@ -184,6 +193,15 @@ def test_a_build_that_failed_in_order_is_gone_on_with(tmp_path: Path) -> None:
         raise BuildFailed("a typing error")
     with build_directory(tmp_path, "x", soon(), lambda: None) as build:
         assert (build / "whole.o").exists()
+
+
+def test_a_configuration_is_made_once(tmp_path: Path) -> None:
+    config = tmp_path / ".config"
+    assert needs_configuring(config, "a=y")
+    config.write_text("CONFIG_A=y")
+    assert not needs_configuring(config, "a=y")
+    assert needs_configuring(config, "a=n")
+    assert not config.exists()
 
 
 def test_a_tree_is_known_by_its_content(tmp_path: Path) -> None:

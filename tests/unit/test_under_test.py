@@ -75,7 +75,6 @@ def test_patches_are_kept_in_order(tmp_path: Path) -> None:
         (["xen={text}"], "is no hypervisor, patch or source tree"),
         (["virtio_balloon={ko}", "virtio_balloon={ko}"], "is given twice"),
         (["virtio_balloon={ko}", "virtio_balloon={patch}"], "is given twice"),
-        (["kernel={patch}"], "takes a built image"),
     ],
 )
 def test_a_wrong_option_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
