@@ -161,7 +161,8 @@ class Bisection:
     def _run(self, worktree: Path, directory: Path) -> dict[str, Any]:
         workspace = self._workspace
         overrides = parse_overrides([f"{self._component}={worktree}"], workspace.components)
-        workspace.prepare([self._scenario], overrides)
+        for error in workspace.prepare([self._scenario], overrides).values():
+            raise error
         settings = Settings(
             images=workspace.images,
             profiles=workspace.profiles,

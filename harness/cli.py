@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,10 +25,11 @@ from harness.command import (
     Paths,
     UnderTest,
     build_progress,
+    command,
     fail,
-    interruptible,
     load_scenarios,
     make_console,
+    print_error,
     shown,
 )
 from harness.doctor import State, diagnose, print_findings
@@ -35,7 +37,7 @@ from harness.errors import HarnessError, UsageError
 from harness.plugin import Front
 from harness.progress import SilentProgress
 from harness.report import summary
-from harness.report.progress import for_console
+from harness.report.progress import Silent, for_console
 from harness.report.store import print_store
 from harness.result import ScenarioResult, write_json
 from harness.scenario.model import Scenario
@@ -50,7 +52,7 @@ app.add_typer(images_app, name="images")
 
 
 @app.command()
-@interruptible
+@command
 def run(
     paths: Paths = None,
     keyword: Annotated[str | None, typer.Option("-k", help="Only scenarios whose id matches.")] = None,
@@ -71,48 +73,75 @@ def run(
     """
     console = make_console()
     workspace = Workspace(build_progress())
-    scenarios = load_scenarios(console, workspace, paths)
-    try:
-        overrides = workspace.overrides(under_test or [])
-        workspace.check_used(overrides, scenarios)
-        with shown(workspace.progress):
-            workspace.prepare(scenarios, overrides)
-    except UsageError as error:
-        fail(console, error, summary.USAGE)
-    except HarnessError as error:
+    load_scenarios(console, workspace, paths)
+    overrides = workspace.overrides(under_test or [])  # a wrong one is told before anything else is done
+    chosen = _selection(paths, keyword, tag)
+    selected = _select(console, workspace, chosen)
+    workspace.check_used(overrides, selected)
+    with shown(workspace.progress):
+        refused = workspace.prepare(selected, overrides)
+    if refused and len(refused) == len(selected):
+        error = next(iter(refused.values()))
         if json_file is not None:
-            _write_unprepared(json_file, scenarios, results or Path("results"), error)
+            _write_unprepared(json_file, selected, results or Path("results"), refused)
         fail(console, error, summary.ERRORED)
-    arguments = [str(path) for path in paths or [SCENARIOS]]
-    # The project around the scenarios may have pytest settings and a conftest of its own: they are not for these.
-    arguments += ["-c", os.devnull, "--rootdir", str(Path.cwd()), "--noconftest", "--assert=plain"]
-    arguments += ["-s", "-p", "no:cacheprovider", "-p", "no:tmpdir", "--accel", accel.value, "--keep", keep.value]
-    for option, value in (
-        ("-k", keyword),
-        ("--results", results),
-        ("--harness-json", json_file),
-        ("--junitxml", junit),
-    ):
+    for error in dict.fromkeys(refused.values()):
+        print_error(console, error)
+    arguments = [*chosen, "-s", "-p", "no:tmpdir", "--accel", accel.value, "--keep", keep.value]
+    for option, value in (("--results", results), ("--harness-json", json_file), ("--junitxml", junit)):
         if value is not None:
             arguments += [option, str(value)]
     for source in under_test or []:
         arguments += ["--under-test", source]
-    if tag:
-        arguments += ["-m", " or ".join(tag)]
     if cold:
         arguments.append("--cold")
     if exit_first:
         arguments.append("-x")
     if jobs > 1:
-        arguments += ["-n", str(jobs)]
+        arguments += ["-p", "xdist.plugin", "-n", str(jobs), "--dist", "loadgroup"]
     raise typer.Exit(_run_pytest(console, workspace, arguments))
 
 
-def _write_unprepared(target: Path, scenarios: list[Scenario], results: Path, error: HarnessError) -> None:
+def _selection(paths: list[Path] | None, keyword: str | None, tag: list[str] | None) -> list[str]:
+    """What pytest is told of which scenarios are meant."""
+    # Each plugin that is installed beside the harness costs its start, and may change what tests do.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    arguments = [str(path) for path in paths or [SCENARIOS]]
+    # The project around the scenarios may have pytest settings and a conftest of its own: they are not for these.
+    arguments += ["-c", os.devnull, "--rootdir", str(Path.cwd()), "--noconftest", "--assert=plain"]
+    arguments += ["-p", "no:cacheprovider", "-p", "harness.plugin"]
+    if keyword is not None:
+        arguments += ["-k", keyword]
+    if tag:
+        arguments += ["-m", " or ".join(tag)]
+    return arguments
+
+
+def _select(console: Console, workspace: Workspace, chosen: list[str]) -> list[Scenario]:
+    """The scenarios that are going to run: images are built for these and for no others."""
+    front = Front(workspace, Silent())
+    ended = pytest.main([*chosen, "--collect-only"], plugins=[front])
+    if front.interrupted:
+        raise KeyboardInterrupt
+    if ended not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise typer.Exit(_status_of(console, front, ended))
+    return front.selected
+
+
+def _write_unprepared(
+    target: Path, scenarios: list[Scenario], results: Path, errors: Mapping[str, HarnessError]
+) -> None:
     """The summary of a run that had no images to boot: an ERROR for each scenario."""
-    reason = f"the images cannot be prepared: {error.explain()}"
     refused = [
-        ScenarioResult(item.id, item.title, item.feature, item.tags, item.matrix, results, reason=reason)
+        ScenarioResult(
+            item.id,
+            item.title,
+            item.feature,
+            item.tags,
+            item.matrix,
+            results,
+            reason=f"the images cannot be prepared: {errors[item.id].explain()}",
+        )
         for item in scenarios
     ]
     with suppress(OSError):  # a full disk is what is being told
@@ -137,18 +166,23 @@ def _run_pytest(console: Console, workspace: Workspace, arguments: list[str]) ->
         console.print(f"\naccelerator: {accel['used']} ({accel['why']})", markup=False, highlight=False, soft_wrap=True)
     console.print(f"results: {front.results}", markup=False, highlight=False, soft_wrap=True)
     if front.interrupted:
-        rest = "" if front.selected is None else f": {front.selected - len(finished)} not begun"
+        rest = f": {len(front.selected) - len(finished)} not begun" if front.selected else ""
         console.print(f"interrupted{rest}", style="bold red")
     console.print(summary.verdict_line(finished), markup=False, highlight=False)
-    # What went wrong outside of any scenario must not look like success, nor like nothing.
+    return _status_of(console, front, ended)
+
+
+def _status_of(console: Console, front: Front, ended: int | pytest.ExitCode) -> int:
+    """What went wrong outside of any scenario must not look like success, nor like nothing."""
     if ended in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
-        return summary.exit_status(finished)
+        return summary.exit_status(front.finished)
     if not front.interrupted:
         console.print(f"pytest itself failed: {ended!r}", style="bold red", markup=False, highlight=False)
     return summary.USAGE if ended == pytest.ExitCode.USAGE_ERROR else summary.ERRORED
 
 
 @app.command()
+@command
 def check(paths: Paths = None) -> None:
     """Validate scenario files; boot nothing."""
     console = make_console()
@@ -157,6 +191,7 @@ def check(paths: Paths = None) -> None:
 
 
 @app.command()
+@command
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what this host can and cannot do, why, and the remedy."""
     console = make_console()
@@ -170,7 +205,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 @app.command()
-@interruptible
+@command
 def shell(
     scenario: Annotated[Path, typer.Argument(help="A scenario file.")],
     keyword: Annotated[str | None, typer.Option("-k", help="Which of its matrix rows.")] = None,
@@ -188,22 +223,21 @@ def shell(
     if len(scenarios) != 1:
         rows = ", ".join(item.id for item in scenarios) or "none"
         fail(console, UsageError(f"one scenario is needed, these match: {rows}", hint="choose with -k"), summary.USAGE)
-    try:
-        open_shell(console, workspace, scenarios[0], accel.value, under_test or [], on_console=on_console)
-    except UsageError as error:
-        fail(console, error, summary.USAGE)
-    except HarnessError as error:
-        fail(console, error, summary.ERRORED)
+    with shown(progress):
+        for error in workspace.prepare(scenarios).values():
+            raise error
+    open_shell(console, workspace, scenarios[0], accel.value, under_test or [], on_console=on_console)
 
 
 @app.command()
+@command
 def schema() -> None:
     """Print the JSON Schema of scenario files, for editors."""
     sys.stdout.write(json.dumps(json_schema(Workspace(SilentProgress()).catalogue), indent=2) + "\n")
 
 
 @images_app.command("build")
-@interruptible
+@command
 def images_build(
     names: Annotated[list[str] | None, typer.Argument(help="Machine profiles; all of them by default.")] = None,
     anew: Annotated[bool, typer.Option("--anew", help="Fetch the kernels again: the archive may have newer.")] = False,
@@ -215,22 +249,21 @@ def images_build(
     if unknown:
         known = ", ".join(workspace.profiles)
         fail(console, UsageError(f"unknown machine profile {unknown[0]!r}", hint=f"known are: {known}"), summary.USAGE)
-    try:
-        with shown(workspace.progress):
-            for name in names or workspace.profiles:
-                workspace.build_profile(workspace.profiles[name], anew=anew)
-    except HarnessError as error:
-        fail(console, error, summary.ERRORED)
+    with shown(workspace.progress):
+        for name in names or workspace.profiles:
+            workspace.build_profile(workspace.profiles[name], anew=anew)
     console.print(f"images are in {workspace.store.root}", markup=False, highlight=False, soft_wrap=True)
 
 
 @images_app.command("list")
+@command
 def images_list() -> None:
     """List what the store holds."""
     print_store(make_console(), Workspace(SilentProgress()).store)
 
 
 @images_app.command("prune")
+@command
 def images_prune(
     keep_days: Annotated[float, typer.Option(min=0, help="Keep what was used in the last so many days.")] = 30,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 from rich.console import Console
 
-from harness.errors import HarnessError, HostError, Problem, UsageError
+from harness.errors import HarnessError, HostError, Problem, ScenarioError, UsageError
 from harness.interrupts import unwind_on_signals
 from harness.progress import PlainProgress, RichProgress
 from harness.progress import Progress as BuildProgress
@@ -70,22 +71,38 @@ def shown(progress: BuildProgress) -> AbstractContextManager[object]:
     return progress if isinstance(progress, RichProgress) else nullcontext()
 
 
-def fail(console: Console, error: HarnessError, status: int) -> NoReturn:
-    """Say what is wrong, and end with an exit status."""
+def print_error(console: Console, error: HarnessError) -> None:
+    """The whole story of an error."""
     console.print(f"[bold red]error:[/] {error.__class__.__name__}: ", end="")
     console.print(error.explain(), markup=False, highlight=False, soft_wrap=True)
+
+
+def fail(console: Console, error: HarnessError, status: int) -> NoReturn:
+    """Say what is wrong, and end with an exit status."""
+    print_error(console, error)
     raise typer.Exit(status)
 
 
-def interruptible(command: Callable[P, None]) -> Callable[P, None]:
-    """A command that Ctrl-C or SIGTERM ends in order: what runs is undone, and the exit status blames no product."""
+def command(body: Callable[P, None]) -> Callable[P, None]:
+    """A command whose every end has the exit status that tells who is to blame, and words for a person.
 
-    @wraps(command)
+    Ctrl-C, SIGTERM and SIGHUP end it in order: what runs is undone.
+    """
+
+    @wraps(body)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         unwind_on_signals()
         console = Console(stderr=True)
         try:
-            command(*args, **kwargs)
+            body(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read this has seen enough, as with `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(summary.ERRORED) from None
+        except HarnessError as error:
+            # A recipe that is wrong is a fault of the files at hand, as a scenario is.
+            usage = isinstance(error, UsageError | ScenarioError)
+            fail(console, error, summary.USAGE if usage else summary.ERRORED)
         except (OSError, EOFError) as error:  # typer would end with 1, which blames the product
             fail(console, HostError(f"the host failed: {error or type(error).__name__}"), summary.ERRORED)
         except KeyboardInterrupt as error:

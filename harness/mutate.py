@@ -140,10 +140,9 @@ class Gauntlet:
         order = sorted(self._scenarios, key=lambda item: (-self._kills.get(item.id, 0), self._took[item.id]))
         runner = self._runner(self._results / mutant.name, overrides)
         for scenario in order:
-            try:
-                self._workspace.prepare([scenario], overrides)
-            except BuildFailed as error:
-                mutant.fate, mutant.by, mutant.why = Fate.NOT_BUILT, "", error.message
+            if refused := list(self._workspace.prepare([scenario], overrides).values()):
+                mutant.fate = Fate.NOT_BUILT if isinstance(refused[0], BuildFailed) else Fate.ERROR
+                mutant.by, mutant.why = "", refused[0].message
                 break
             result = runner.run(scenario)
             mutant.results.append(result.to_json())
@@ -197,7 +196,8 @@ def run_gauntlet(
     :raises HarnessError: the images of good code cannot be prepared.
     """
     workspace.sweep()
-    workspace.prepare(scenarios)
+    for error in workspace.prepare(scenarios).values():
+        raise error
     # Where nobody watches, a line for each that ended is enough.
     observer = for_console(console) if console.is_terminal else Silent()
     baseline: list[ScenarioResult] = []

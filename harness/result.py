@@ -25,9 +25,10 @@ class Verdict(StrEnum):
 @dataclass(slots=True)
 class Seconds:
     """Where the time went. ``boot`` ends when the guest is up, ``first_command`` when it takes commands;
-    both count from QEMU's start."""
+    both count from QEMU's start. ``wait`` is for room on the host."""
 
     build: float = 0.0
+    wait: float = 0.0
     boot: float = 0.0
     first_command: float = 0.0
     load: float = 0.0

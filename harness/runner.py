@@ -55,7 +55,7 @@ class Observer(Protocol):
     """Who is told how a run goes."""
 
     def phase(self, scenario: Scenario, phase: str) -> None:
-        """A scenario entered a phase: ``build``, ``boot``, ``load``, ``drive``, ``assert``, ``teardown``."""
+        """A scenario entered a phase: ``build``, ``wait``, ``boot``, ``load``, ``drive``, ``assert``, ``teardown``."""
 
     def step(self, scenario: Scenario, number: int, step: Step) -> None:
         """A step of ``drive`` begins; numbers count from 1."""
@@ -108,20 +108,19 @@ class Runner:
         return result
 
     def _attempt(self, scenario: Scenario, retried: str | None) -> ScenarioResult:
-        suffix = "" if retried is None else "-retry"
-        directory = _free_directory(self._settings.results, scenario.id.replace("/", "-") + suffix)
+        name = scenario.id.replace("/", "-") + ("" if retried is None else "-retry")
         result = ScenarioResult(
             id=scenario.id,
             title=scenario.title,
             feature=scenario.feature,
             tags=scenario.tags,
             matrix=dict(scenario.matrix),
-            results=directory,
+            results=self._settings.results / name,
             assertions=len(scenario.assertions),
         )
         try:
-            directory.mkdir(parents=True)
-            (directory / "scenario.yaml").write_text(strict_yaml.dump(dict(scenario.resolved)), encoding="utf-8")
+            result.results = new_directory(self._settings.results, name)
+            (result.results / "scenario.yaml").write_text(strict_yaml.dump(dict(scenario.resolved)), encoding="utf-8")
         except OSError as error:
             result.reason = _unwritable(result.results, error)
             return result
@@ -129,10 +128,18 @@ class Runner:
         return result
 
 
-def _free_directory(parent: Path, name: str) -> Path:
-    """A name that no earlier run has used: nothing is overwritten."""
+def new_directory(parent: Path, name: str) -> Path:
+    """Make a directory whose name no other run has, an earlier one or one at the same time: nothing is overwritten.
+
+    :raises OSError: it cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(path for path in (parent / name for name in names) if not path.exists())
+    for path in (parent / name for name in names):
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("names do not run out")
 
 
 class _Run:
@@ -261,10 +268,13 @@ class _Run:
         with self._phase("build"):
             testbed.prepare()
             self._result.under_test = [recorded(tested) for tested in testbed.tested]
-        with self._phase("boot"), _explained(testbed):
+        started = time.monotonic()
+        testbed.await_room(lambda: self._observer.phase(self._scenario, "wait"))
+        self._result.seconds.wait = time.monotonic() - started
+        with self._phase("boot"), explained(testbed):
             testbed.boot()
         self._result.start = testbed.start
-        with self._phase("load"), _explained(testbed):
+        with self._phase("load"), explained(testbed):
             loaded = testbed.load()
         for module in loaded:
             self._result.versions[f"module {module.module}"] = module.build_id or "loaded"
@@ -274,7 +284,7 @@ class _Run:
             for number, step in enumerate(self._scenario.drive, 1):
                 self._observer.step(self._scenario, number, step)
                 try:
-                    with _explained(testbed, f"in {step.key} (line {step.line})"):
+                    with explained(testbed, f"in {step.key} (line {step.line})"):
                         self._drive(context, step)
                 except ProvokedCrash as end:
                     self._accept(end, step, last=number == len(self._scenario.drive))
@@ -372,7 +382,7 @@ class _Run:
 
 
 @contextmanager
-def _explained(testbed: Testbed, where: str | None = None) -> Iterator[None]:
+def explained(testbed: Testbed, where: str | None = None) -> Iterator[None]:
     """Let an error say what is behind it, and where it came up."""
     try:
         yield

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from harness.errors import HostError
 from harness.images import Images
 from harness.images.under_test import Override, Tested
 from harness.machine.accel import Accelerator
+from harness.machine.admission import admitted, host_capacity, need_of
 from harness.machine.machine import BootFiles, Machine, Timings
 from harness.machine.process import is_running
 from harness.machine.repro import write_repro
@@ -23,6 +23,8 @@ from harness.machine.saved import Key, SavedMachines
 from harness.machine.scratch import scratch_directory
 from harness.machine.spec import Plan, Profile
 from harness.oops import Report
+from harness.places import cache_root
+from harness.regex import compiled
 from harness.scenario.model import Scenario
 from harness.under_test import Candidates
 
@@ -79,7 +81,7 @@ class Testbed:
         self._saved = None if scenario.boot.fresh else saved
         self._loaded: list[LoadedModule] | None = None
         self.start = "cold"
-        self._tolerated = [(rule.layer, re.compile(rule.title)) for rule in scenario.allow_crash]
+        self._tolerated = [(rule.layer, compiled(rule.title)) for rule in scenario.allow_crash]
 
     def __enter__(self) -> Self:
         self._scratch = self._stack.enter_context(scratch_directory())
@@ -160,6 +162,14 @@ class Testbed:
             )
         )
         write_repro(self.results / "repro.sh", self._machine)
+
+    def await_room(self, on_wait: Callable[[], None]) -> None:
+        """Wait until this host has room for one more machine.
+
+        :param on_wait: called once when there is none yet.
+        """
+        need = need_of(self.machine.plan, self.accelerator.name)
+        self._stack.enter_context(admitted(cache_root() / "admission", need, host_capacity(), on_wait))
 
     def boot(self) -> None:
         """Have a machine that takes commands: booted, or a saved one that goes on."""

@@ -17,14 +17,13 @@ from harness.command import (
     AccelOption,
     Paths,
     build_progress,
-    fail,
-    interruptible,
+    command,
     load_scenarios,
     make_console,
     shown,
 )
 from harness.components import list_components, print_components
-from harness.errors import HarnessError, UsageError
+from harness.errors import UsageError
 from harness.mutate import read_mutants, run_gauntlet
 from harness.progress import SilentProgress
 from harness.report import summary
@@ -36,6 +35,7 @@ def _results(under: Path | None, kind: str) -> Path:
     return (under or Path("results")).absolute() / f"{kind}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
 
 
+@command
 def components(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List what can be put under test, what it is taken from, and the features whose scenarios use it."""
     console = make_console()
@@ -48,7 +48,7 @@ def components(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
         print_components(console, rows)
 
 
-@interruptible
+@command
 def mutate(
     component: Annotated[str, typer.Argument(help="What is mutated; see: harness components.")],
     paths: Paths = None,
@@ -70,29 +70,24 @@ def mutate(
     workspace = Workspace(build_progress())
     everything = load_scenarios(console, workspace, paths)
     scenarios = [item for item in everything if keyword is None or keyword in item.id]
-    try:
-        found = read_mutants(component, mutants or Path("mutants") / component, sorted(workspace.components))
-        workspace.check_used([component], scenarios)
-        with shown(workspace.progress):
-            status = run_gauntlet(
-                console,
-                workspace,
-                component,
-                found,
-                [item for item in scenarios if workspace.can_build(component, item)],
-                accel=accel.value,
-                results=(results or Path("results")).absolute() / f"mutate-{datetime.now().astimezone():%Y%m%d-%H%M%S}",
-                json_file=json_file,
-                fail_under=fail_under,
-            )
-    except UsageError as error:
-        fail(console, error, summary.USAGE)
-    except HarnessError as error:
-        fail(console, error, summary.ERRORED)
+    found = read_mutants(component, mutants or Path("mutants") / component, sorted(workspace.components))
+    workspace.check_used([component], scenarios)
+    with shown(workspace.progress):
+        status = run_gauntlet(
+            console,
+            workspace,
+            component,
+            found,
+            [item for item in scenarios if workspace.can_build(component, item)],
+            accel=accel.value,
+            results=_results(results, "mutate"),
+            json_file=json_file,
+            fail_under=fail_under,
+        )
     raise typer.Exit(status)
 
 
-@interruptible
+@command
 def bisect(
     scenario: Annotated[Path, typer.Argument(help="A scenario file.")],
     tree: Annotated[Path, typer.Option(help="A git repository with the component's source.")],
@@ -133,10 +128,6 @@ def bisect(
         tried = bisection.tried
         with shown(workspace.progress):
             first_bad = bisection.run(good, bad)
-    except UsageError as error:
-        fail(console, error, summary.USAGE)
-    except HarnessError as error:
-        fail(console, error, summary.ERRORED)
     finally:
         if json_file is not None:
             write_json(json_file.absolute(), search.summary_json(component or "", first_bad, tried))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harness.errors import HostError, Problem
+from harness.errors import HarnessError, HostError, Problem
 from harness.images import Images, Recipes, Store
 from harness.images.under_test import KERNEL, XEN, Override, check_used, parse_overrides
 from harness.machine.accel import Accelerator, KvmJudge, Request, choose, host_architecture
@@ -18,7 +18,7 @@ from harness.machine.saved import SavedMachines
 from harness.machine.scratch import scratch_directory, sweep
 from harness.machine.spec import Plan, Profile
 from harness.progress import Progress
-from harness.scenario.load import load_paths
+from harness.scenario.load import load_file, load_paths
 from harness.scenario.model import Catalogue, Scenario
 from harness.steps.base import Verb, find_features, find_verbs
 from harness.under_test import Candidates, components_of
@@ -37,6 +37,7 @@ class Workspace:
     """Everything that does not depend on which scenarios run. Built lazily: ``check`` needs no store."""
 
     progress: Progress
+    _read: dict[tuple[Path, Path], list[Scenario]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def recipes(self) -> Recipes:
@@ -83,25 +84,51 @@ class Workspace:
         scenarios: list[Scenario] = []
         problems: list[Problem] = []
         for path in paths:
-            found, wrong = load_paths([path], self.catalogue, scenario_root(path))
+            found, wrong = load_paths([path], partial(self.load_file, root=scenario_root(path)))
             scenarios += found
             problems += wrong
         return scenarios, problems
 
-    def prepare(self, scenarios: Iterable[Scenario], overrides: Mapping[str, Override] | None = None) -> None:
-        """Have every image that the scenarios boot, and what is under test, building what is missing."""
+    def load_file(self, path: Path, root: Path | None = None) -> list[Scenario]:
+        """The scenarios of one file, read once in a session.
+
+        :param root: see :func:`harness.scenario.load.load_file`; by default what is right for this file alone.
+        :raises ScenarioError: see there.
+        """
+        known = (path.absolute(), root or scenario_root(path))
+        if known not in self._read:
+            self._read[known] = load_file(path, self.catalogue, root=known[1])
+        return self._read[known]
+
+    def prepare(
+        self, scenarios: Iterable[Scenario], overrides: Mapping[str, Override] | None = None
+    ) -> dict[str, HarnessError]:
+        """Have every image that the scenarios boot, and what is under test, building what is missing.
+
+        :return: for each scenario that has none, by its id, why: an archive may lack one architecture only.
+        """
+        users: dict[tuple[str, str, frozenset[str]], list[str]] = {}
         for scenario in scenarios:
-            profile = self.profiles[scenario.boot.machine]
-            self.build_profile(profile, scenario.boot.kernel)
-            used = components_of(scenario, profile)
-            mine = {name: override for name, override in (overrides or {}).items() if name in used}
-            kernel = self.images.kernel(scenario.boot.kernel or profile.kernels[0], profile.arch)
-            Candidates(self.images, mine, kernel, (), ()).build()
+            machine = scenario.boot.machine
+            kernel = scenario.boot.kernel or self.profiles[machine].kernels[0]
+            used = self.components_of(scenario) & frozenset(overrides or ())
+            users.setdefault((machine, kernel, used), []).append(scenario.id)
+        refused: dict[str, HarnessError] = {}
+        for (machine, kernel, used), ids in users.items():
+            profile = self.profiles[machine]
+            try:
+                self.build_profile(profile, kernel)
+                if mine := {name: item for name, item in (overrides or {}).items() if name in used}:
+                    Candidates(self.images, mine, self.images.kernel(kernel, profile.arch), (), ()).build()
+            except HarnessError as error:
+                refused.update(dict.fromkeys(ids, error))
+        return refused
 
     def build_profile(self, profile: Profile, kernel: str | None = None, *, anew: bool = False) -> None:
         """Have what a profile boots: one kernel, or all that it can boot.
 
         :param anew: take the kernels that the archive has now.
+        :raises HostError: one of them cannot be built.
         """
         for name in [kernel] if kernel else profile.kernels:
             self.images.kernel(name, profile.arch, anew=anew)

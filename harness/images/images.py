@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 
 from harness.deadline import Deadline
+from harness.errors import HostError
 from harness.images import cpio, debs
 from harness.images.apt import mirror
 from harness.images.arch import Arch, host_arch
@@ -66,6 +69,7 @@ class Images:
         self._progress = progress
         self._archive = Archive(store.root, progress)
         self._workshop = Workshop(recipes, store, self._archive, progress)
+        self._refused: dict[tuple[str, str, Arch], HostError] = {}
 
     def kernel(self, name: str, arch: Arch, *, anew: bool = False) -> Kernel:
         """A kernel, by its recipe's name.
@@ -260,7 +264,8 @@ class Images:
             return Built({file: directory / file for file in files}, manifest_packages(wanted), {"release": release})
 
         inputs = {"format": _KERNEL_FORMAT, "recipe": kernel_inputs(recipe, packages)}
-        return self._store.get_or_build("kernel", name, arch, inputs, build, self._progress, need=[need], anew=anew)
+        with self._tried_once("kernel", name, arch):
+            return self._store.get_or_build("kernel", name, arch, inputs, build, self._progress, need=[need], anew=anew)
 
     def _rootfs_entry(self, name: str, arch: Arch) -> Entry:
         recipe = self._recipes.rootfs(name)
@@ -269,7 +274,20 @@ class Images:
             return self._build_rootfs(recipe, name, arch, directory, deadline)
 
         inputs = {"format": _ROOTFS_FORMAT, "recipe": rootfs_inputs(recipe, self._recipes)}
-        return self._store.get_or_build("rootfs", name, arch, inputs, build, self._progress, need=[_CPIO])
+        with self._tried_once("rootfs", name, arch):
+            return self._store.get_or_build("rootfs", name, arch, inputs, build, self._progress, need=[_CPIO])
+
+    @contextmanager
+    def _tried_once(self, kind: str, name: str, arch: Arch) -> Iterator[None]:
+        """What could not be built is not tried again: each of many scenarios would wait for the same dead network."""
+        key = (kind, name, arch)
+        if (known := self._refused.get(key)) is not None:
+            raise copy(known) from known
+        try:
+            yield
+        except HostError as error:
+            self._refused[key] = error
+            raise
 
     def _build_rootfs(self, recipe: RootfsRecipe, name: str, arch: Arch, directory: Path, deadline: Deadline) -> Built:
         native = host_arch()

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.machine.snapshot import restore, save
+from harness.scenario.model import RegularExpression
 from harness.steps.base import Context, Evidence, Params, verb
 
 _Timeout = Annotated[float, Field(gt=0, le=3600, description="seconds under KVM; emulation gets more")]
@@ -41,7 +42,7 @@ class ConsoleRun(Params):
     """A line typed on the console, and what must then appear."""
 
     send: Annotated[str, Field(max_length=1024, pattern=r"^[ -~]*$")]
-    expect: Annotated[str, Field(min_length=1, max_length=512, description="a regular expression")]
+    expect: Annotated[RegularExpression, Field(min_length=1, max_length=512, description="a regular expression")]
     timeout_s: _Timeout = 30
 
 

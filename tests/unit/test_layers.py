@@ -16,8 +16,8 @@ ROOT = Path(harness.__file__).parent
 ORDER: tuple[frozenset[str], ...] = tuple(
     frozenset(rooms.split())
     for rooms in (
-        "errors interrupts yaml_scalars",
-        "deadline progress oops strict_yaml",
+        "errors interrupts places yaml_scalars",
+        "deadline progress oops regex strict_yaml",
         "validate",
         "scenario images guest result",
         "machine",

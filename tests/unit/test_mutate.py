@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.errors import BuildFailed, UsageError
+from harness.errors import BuildFailed, HarnessError, UsageError
 from harness.images.under_test import Override, parse_overrides
 from harness.mutate import Fate, Gauntlet, Mutant, read_mutants, score
 from harness.report.progress import Silent
@@ -77,9 +77,9 @@ class Place:
         self.images = self.verbs = self.saved = None
         self.profiles = {"pc": SimpleNamespace(tcg_factor=4.0)}
 
-    def prepare(self, scenarios: object, overrides: Mapping[str, Override]) -> None:
-        if overrides["x"].sources[0].stem == "broken":
-            raise BuildFailed("module x does not build: x.c:1: no")
+    def prepare(self, scenarios: object, overrides: Mapping[str, Override]) -> dict[str, HarnessError]:
+        error = BuildFailed("module x does not build: x.c:1: no")
+        return {"quick": error} if overrides["x"].sources[0].stem == "broken" else {}
 
 
 def gauntlet(course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gauntlet:
