@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images import Images, Kernel
-from harness.images.arch import Arch
 from harness.images.modules import DIRECTORY, build_id, module_name
 from harness.images.under_test import KERNEL, XEN, Override, Tested
 from harness.machine.machine import Machine
@@ -21,7 +20,7 @@ from harness.scenario.model import Scenario
 
 def components_of(scenario: Scenario, profile: Profile) -> frozenset[str]:
     """What a scenario uses that can be put under test."""
-    own = {XEN} if getattr(profile, "hypervisor", None) is not None else set()
+    own = {XEN} if profile.hypervisor is not None else set()
     return frozenset({KERNEL, *own, *(item.module for item in scenario.load)})
 
 
@@ -48,6 +47,8 @@ class Candidates:
     :param kernel: the recipe's.
     :param early: modules that are loaded at boot.
     :param wanted: modules that are loaded afterwards.
+    :param hypervisor_name: the recipe's below it, where there is one.
+    :param late: whether a module can be brought to the guest when it has booted.
     """
 
     images: Images
@@ -55,7 +56,8 @@ class Candidates:
     kernel: Kernel
     early: Sequence[str]
     wanted: Sequence[str]
-    _hypervisors: list[Tested] = field(default_factory=list)
+    hypervisor_name: str | None = None
+    late: bool = True
 
     def build(self) -> None:
         """Build now what is built for the kernel; raises as :meth:`Images.tested_module`."""
@@ -64,8 +66,8 @@ class Candidates:
     @property
     def all(self) -> list[Tested]:
         """Everything that is under test."""
-        kernel = [self._tested_kernel] if self._tested_kernel else []
-        return [*kernel, *self._hypervisors, *self._modules.values()]
+        whole = [item for item in (self._tested_hypervisor, self._tested_kernel) if item]
+        return [*whole, *self._modules.values()]
 
     @property
     def kernel_image(self) -> Path:
@@ -82,14 +84,14 @@ class Candidates:
         """The hash of a kernel under test, as versions have it; nothing where there is none."""
         return {"kernel_sha256": self._tested_kernel.sha256} if self._tested_kernel else {}
 
-    def hypervisor(self, name: str, arch: Arch) -> Path:
-        """The hypervisor that is booted, of the recipe of that name or in its place."""
-        override = self.overrides.get(XEN)
-        if override is None:
-            return self.images.hypervisor(name, arch).image
-        tested = self.images.tested_hypervisor(override, name, arch)
-        self._hypervisors = [tested]
-        return tested.path
+    @property
+    def hypervisor(self) -> tuple[Path, str]:
+        """The hypervisor that is booted, of the recipe or in its place, and its version."""
+        if self._tested_hypervisor:
+            return self._tested_hypervisor.path, self._tested_hypervisor.version or "under test"
+        assert self.hypervisor_name is not None, "a machine that has a hypervisor says which"
+        stock = self.images.hypervisor(self.hypervisor_name, self.kernel.arch)
+        return stock.image, stock.version
 
     @cached_property
     def segment(self) -> Path:
@@ -129,13 +131,20 @@ class Candidates:
         return None if override is None else self.images.tested_kernel(override, self.kernel)
 
     @cached_property
+    def _tested_hypervisor(self) -> Tested | None:
+        override = self.overrides.get(XEN)
+        if override is None or self.hypervisor_name is None:
+            return None
+        return self.images.tested_hypervisor(override, self.hypervisor_name, self.kernel.arch)
+
+    @cached_property
     def _modules(self) -> dict[str, Tested]:
         modules = {name: item for name, item in self.overrides.items() if name not in (KERNEL, XEN)}
         return {name: self.images.tested_module(override, self.kernel) for name, override in modules.items()}
 
     @cached_property
     def _late(self) -> dict[str, Tested]:
-        if self.release != self.kernel.release:
+        if not self.late or self.release != self.kernel.release:
             return {}
         return {
             name: tested

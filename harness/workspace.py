@@ -107,25 +107,30 @@ class Workspace:
 
         :return: for each scenario that has none, by its id, why: an archive may lack one architecture only.
         """
-        users: dict[tuple[str, str, frozenset[str]], list[str]] = {}
+        users: dict[tuple[str, str, str | None, frozenset[str]], list[str]] = {}
         for scenario in scenarios:
             machine = scenario.boot.machine
-            kernel = scenario.boot.kernel or self.profiles[machine].kernels[0]
+            profile = self.profiles[machine]
+            kernel = scenario.boot.kernel or profile.kernels[0]
+            hypervisor = scenario.boot.hypervisor or (profile.hypervisor.names[0] if profile.hypervisor else None)
             used = self.components_of(scenario) & frozenset(overrides or ())
-            users.setdefault((machine, kernel, used), []).append(scenario.id)
+            users.setdefault((machine, kernel, hypervisor, used), []).append(scenario.id)
         refused: dict[str, HarnessError] = {}
-        for (machine, kernel, used), ids in users.items():
+        for (machine, kernel, hypervisor, used), ids in users.items():
             profile = self.profiles[machine]
             try:
-                self.build_profile(profile, kernel)
+                self.build_profile(profile, kernel, hypervisor)
                 if mine := {name: item for name, item in (overrides or {}).items() if name in used}:
-                    Candidates(self.images, mine, self.images.kernel(kernel, profile.arch), (), ()).build()
+                    stock = self.images.kernel(kernel, profile.arch)
+                    Candidates(self.images, mine, stock, (), (), hypervisor).build()
             except HarnessError as error:
                 refused.update(dict.fromkeys(ids, error))
         return refused
 
-    def build_profile(self, profile: Profile, kernel: str | None = None, *, anew: bool = False) -> None:
-        """Have what a profile boots: one kernel, or all that it can boot.
+    def build_profile(
+        self, profile: Profile, kernel: str | None = None, hypervisor: str | None = None, *, anew: bool = False
+    ) -> None:
+        """Have what a profile boots: one kernel and one hypervisor, or all that it can boot.
 
         :param anew: take the kernels that the archive has now.
         :raises HostError: one of them cannot be built.
@@ -133,6 +138,10 @@ class Workspace:
         for name in [kernel] if kernel else profile.kernels:
             self.images.kernel(name, profile.arch, anew=anew)
         self.images.rootfs(profile.rootfs, profile.arch)
+        if profile.hypervisor is not None:
+            self.images.rootfs(profile.hypervisor.tools, profile.arch)
+            for name in [hypervisor] if hypervisor else profile.hypervisor.names:
+                self.images.hypervisor(name, profile.arch)
 
     def overrides(self, values: Iterable[str]) -> dict[str, Override]:
         """``--under-test`` options, read."""
@@ -168,7 +177,8 @@ class Workspace:
         return choose(request, guest_architecture, self.kvm)
 
     def _native_profile(self) -> Profile | None:
-        return next((item for item in self.profiles.values() if item.arch == host_architecture()), None)
+        plain = (item for item in self.profiles.values() if item.hypervisor is None)
+        return next((item for item in plain if item.arch == host_architecture()), None)
 
     def _prove_kvm(self) -> None:
         """Boot the harness's own guest under KVM; raises when it does not come up."""

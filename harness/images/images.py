@@ -291,19 +291,24 @@ class Images:
 
     def _build_rootfs(self, recipe: RootfsRecipe, name: str, arch: Arch, directory: Path, deadline: Deadline) -> Built:
         native = host_arch()
+        needed = {arch} if recipe.addition else {arch, native}
         closures = {
-            each: self._archive.fetch(recipe, each, recipe.packages, deadline, exclude=recipe.exclude)
-            for each in {arch, native}
+            each: self._archive.fetch(
+                recipe, each, recipe.packages, deadline, only=recipe.unpack, exclude=recipe.exclude
+            )
+            for each in needed
         }
         wanted, fetched = closures[arch]
-        runnable = closures[native][1]
         self._progress.phase(f"packing root file system {name} for {arch}")
-        debs.extract(runnable, directory / "native", deadline)
         tree = root_tree(fetched, recipe.trim, directory, deadline)
-        finish(tree, directory / "native", native, directory, deadline)
+        if not recipe.addition:
+            debs.extract(closures[native][1], directory / "native", deadline)
+            finish(tree, directory / "native", native, directory, deadline)
+        for path, target in recipe.links.items():
+            tree.symlink(path, target)
         for path, file in recipe.files.items():
             tree.file(path, self._recipes.file(file), int(file.mode, 8))
-        target = directory / _CPIO
-        with target.open("wb") as out:
+        packed = directory / _CPIO
+        with packed.open("wb") as out:
             cpio.pack(tree, out)
-        return Built({_CPIO: target}, manifest_packages(wanted))
+        return Built({_CPIO: packed}, manifest_packages(wanted))

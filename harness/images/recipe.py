@@ -31,6 +31,7 @@ Suite = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)]
 PackageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$", max_length=128)]
 Glob = Annotated[str, Field(pattern=r"^[\w/*?.+\[\]!-]+$", max_length=256)]
 TargetPath = Annotated[str, Field(pattern=r"^[\w.+-]+(/[\w.+-]+)*$", max_length=256), AfterValidator(_inside)]
+LinkTarget = Annotated[str, Field(pattern=r"^/?[\w.+-]+(/[\w.+-]+)*$", max_length=256)]
 FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 SourceName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=128), AfterValidator(_inside)]
 OptionName = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=64)]
@@ -105,14 +106,18 @@ class FileRecipe(_Recipe):
 class RootfsRecipe(FromSuite):
     """A root file system out of Debian packages, packed as an initramfs.
 
-    ``exclude`` has shell patterns of packages in the closure that are left out, ``trim`` of paths in the rest (``*``
-    also matches ``/``), ``files`` what is put in afterwards, by path.
+    ``unpack`` and ``exclude`` have shell patterns of packages in the closure that are taken and left out, ``trim`` of
+    paths in the rest (``*`` also matches ``/``), ``links`` and ``files`` what is put in afterwards, by path. What is an
+    ``addition`` to another root has nothing but that: no byte code, no applets, no mount points.
     """
 
     packages: tuple[PackageName, ...] = Field(min_length=1)
+    unpack: tuple[Glob, ...] = ("*",)
     exclude: tuple[Glob, ...] = ()
     trim: tuple[Glob, ...] = ()
+    links: dict[TargetPath, LinkTarget] = {}
     files: dict[TargetPath, FileRecipe] = {}
+    addition: bool = False
 
 
 class ToolchainRecipe(FromSuite):
