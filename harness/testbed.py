@@ -14,7 +14,7 @@ from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.guest.xen import Domain, DomainPlan
 from harness.images import Images, Kernel
-from harness.images.under_test import KERNEL, XEN, Override, Tested
+from harness.images.under_test import KERNEL, XEN, Candidate, Override
 from harness.machine.accel import Accelerator
 from harness.machine.admission import admitted, host_capacity, need_of
 from harness.machine.domain_console import DomainConsole
@@ -120,7 +120,7 @@ class Testbed:
         return self._scratch
 
     @property
-    def tested(self) -> list[Tested]:
+    def tested(self) -> list[Candidate]:
         """The components under test, as they were booted or loaded."""
         every = {item.override.component: item for candidates in self._candidates for item in candidates.all}
         return list(every.values())

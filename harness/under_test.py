@@ -11,7 +11,7 @@ from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images import Images, Kernel
 from harness.images.modules import DIRECTORY, build_id, module_name
-from harness.images.under_test import KERNEL, XEN, Override, Tested
+from harness.images.under_test import KERNEL, XEN, Candidate, Override
 from harness.machine.machine import Machine
 from harness.machine.spec import Profile
 from harness.result import UnderTest
@@ -24,7 +24,7 @@ def components_of(scenario: Scenario, profile: Profile) -> frozenset[str]:
     return frozenset({KERNEL, *own, *(item.module for item in scenario.load)})
 
 
-def recorded(tested: Tested) -> UnderTest:
+def recorded(tested: Candidate) -> UnderTest:
     """What a result says of a component under test."""
     override = tested.override
     return UnderTest(
@@ -64,7 +64,7 @@ class Candidates:
         _ = self.all
 
     @property
-    def all(self) -> list[Tested]:
+    def all(self) -> list[Candidate]:
         """Everything that is under test."""
         whole = [item for item in (self._tested_hypervisor, self._tested_kernel) if item]
         return [*whole, *self._modules.values()]
@@ -126,24 +126,24 @@ class Candidates:
         return {name: tested.sha256 for name, tested in self._late.items()}
 
     @cached_property
-    def _tested_kernel(self) -> Tested | None:
+    def _tested_kernel(self) -> Candidate | None:
         override = self.overrides.get(KERNEL)
         return None if override is None else self.images.tested_kernel(override, self.kernel)
 
     @cached_property
-    def _tested_hypervisor(self) -> Tested | None:
+    def _tested_hypervisor(self) -> Candidate | None:
         override = self.overrides.get(XEN)
         if override is None or self.hypervisor_name is None:
             return None
         return self.images.tested_hypervisor(override, self.hypervisor_name, self.kernel.arch)
 
     @cached_property
-    def _modules(self) -> dict[str, Tested]:
+    def _modules(self) -> dict[str, Candidate]:
         modules = {name: item for name, item in self.overrides.items() if name not in (KERNEL, XEN)}
         return {name: self.images.tested_module(override, self.kernel) for name, override in modules.items()}
 
     @cached_property
-    def _late(self) -> dict[str, Tested]:
+    def _late(self) -> dict[str, Candidate]:
         if not self.late or self.release != self.kernel.release:
             return {}
         return {

@@ -34,8 +34,8 @@ from harness.images.store import Built, Entry, Store
 from harness.images.under_test import KERNEL as UNDER_TEST_KERNEL
 from harness.images.under_test import XEN as UNDER_TEST_XEN
 from harness.images.under_test import (
+    Candidate,
     Override,
-    Tested,
     check_arch,
     check_module,
     kernel_release,
@@ -101,7 +101,7 @@ class Images:
         """Whether there is a recipe that builds a component for an architecture from source."""
         return component in (UNDER_TEST_KERNEL, UNDER_TEST_XEN) or self._workshop.builds(component, arch)
 
-    def tested_module(self, override: Override, kernel: Kernel) -> Tested:
+    def tested_module(self, override: Override, kernel: Kernel) -> Candidate:
         """A module under test, built if need be, and found to fit the kernel.
 
         :raises BuildFailed: a patch does not apply, or it does not compile.
@@ -117,7 +117,7 @@ class Images:
         replaced = f"module {name} as its recipe builds it" if self._is_built(name) else stock
         return self._tested(override, path, entry.files[file].sha256, vermagic_of(path.read_bytes()), replaced)
 
-    def tested_kernel(self, override: Override, kernel: Kernel) -> Tested:
+    def tested_kernel(self, override: Override, kernel: Kernel) -> Candidate:
         """A kernel under test; what is built is a small one. Raises as :meth:`tested_module`."""
         if override.kind == "file":
             check_arch(override.option, override.source, override.contents[0], kernel.arch)
@@ -127,7 +127,7 @@ class Images:
         replaced = f"Debian's kernel {kernel.version}"
         return self._tested(override, path, entry.files[file].sha256, kernel_release(path.read_bytes()), replaced)
 
-    def tested_hypervisor(self, override: Override, name: str, arch: Arch) -> Tested:
+    def tested_hypervisor(self, override: Override, name: str, arch: Arch) -> Candidate:
         """A hypervisor under test, in the place of a recipe's; raises as :meth:`tested_module`."""
         entry = self._given(override, arch) or self._workshop.hypervisor(name, arch, override)
         file = _GIVEN if override.kind == "file" else XEN
@@ -137,10 +137,10 @@ class Images:
         version = entry.facts.get("version", "")
         return self._tested(override, path, entry.files[file].sha256, version, f"hypervisor {name} of its recipe")
 
-    def _tested(self, override: Override, path: Path, sha256: str, version: str, replaced: str) -> Tested:
+    def _tested(self, override: Override, path: Path, sha256: str, version: str, replaced: str) -> Candidate:
         tree = override.sources[0] if override.kind == "tree" else None
         describe = described(tree, Deadline.after(30, "git to describe a tree")) if tree else ""
-        return Tested(override, path, sha256, describe, version, replaced)
+        return Candidate(override, path, sha256, describe, version, replaced)
 
     def _given(self, override: Override, arch: Arch) -> Entry | None:
         """A built file of the user's, as it was read, without its compression; None where something must be built."""
@@ -164,7 +164,7 @@ class Images:
         kernel: Kernel,
         early: Sequence[str],
         available: Sequence[str],
-        own: Mapping[str, Tested] | None = None,
+        own: Mapping[str, Candidate] | None = None,
     ) -> Path:
         """The cpio archive to append to an initramfs so that its init loads some modules, and finds others.
 
@@ -177,7 +177,7 @@ class Images:
         """
         return self._segment_entry(kernel, early, available, own or {}).path(_SEGMENT)
 
-    def can_come_late(self, kernel: Kernel, early: Sequence[str], available: Sequence[str], tested: Tested) -> bool:
+    def can_come_late(self, kernel: Kernel, early: Sequence[str], available: Sequence[str], tested: Candidate) -> bool:
         """Whether a module under test can be put into a guest that has booted without it.
 
         So it can when nothing loads it at boot, and it needs nothing that the module in its place does not need.
@@ -202,7 +202,7 @@ class Images:
         return entry.path(_SEGMENT)
 
     def _segment_entry(
-        self, kernel: Kernel, early: Sequence[str], available: Sequence[str], tested: Mapping[str, Tested]
+        self, kernel: Kernel, early: Sequence[str], available: Sequence[str], tested: Mapping[str, Candidate]
     ) -> Entry:
         names = [name for name in sorted(available) if name not in tested and self._is_built(name)]
         built = {name: self._workshop.module(name, kernel) for name in names}

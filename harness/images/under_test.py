@@ -67,7 +67,7 @@ class Override:
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Candidate:
     """A component under test, built and found to fit.
 
     :param path: the file that is booted or loaded.
