@@ -19,8 +19,10 @@ def _write(path: str, text: str) -> None:
 
 
 def address(device: str) -> str:
-    """``edu2`` is the second edu device by PCI address, ``sibling`` the device that shares the third one's bridge."""
+    """``edu2`` is the second edu device by PCI address; ``sibling`` shares the third one's bridge, ``rng`` is alone."""
     found = sorted(os.listdir(_DEVICES))
+    if device == "rng":
+        return next(name for name in found if name.startswith("0004:"))
     edus = [name for name in found if _read(f"{_DEVICES}/{name}/vendor") == _EDU_VENDOR]
     if device == "sibling":
         return next(name for name in found if name[:4] == edus[2][:4] and name not in edus)

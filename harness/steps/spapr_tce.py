@@ -1,7 +1,8 @@
 """Verbs for VFIO on sPAPR TCE IOMMUs: drivers, holders, containers, groups, devices.
 
 Whatever VFIO holds lives in *holders*, processes of the guest's own (``harness/probes/vfio.py``); ``holder: main`` is
-there without asking. A container is known by a name, a device as ``edu1`` to ``edu3``, its group by its device.
+there without asking. A container is known by a name, a device as in ``images/machines/pseries.yaml``, its group by its
+device.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from harness.steps.base import Context, Evidence, Params, verb
 FEATURE = "spapr-tce"
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
-_Device = Literal["edu1", "edu2", "edu3"]
+_Device = Literal["edu1", "edu2", "edu3", "sibling", "rng"]
 U64 = Annotated[int, Field(ge=0, lt=1 << 63)]
 U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 
@@ -65,7 +66,7 @@ def _container(context: Context, params: OfContainer, operation: str, **argument
 class Bind(Params):
     """A device, and the driver that is to have it; no name for none."""
 
-    device: _Device | Literal["sibling"]
+    device: _Device
     driver: Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,64}$")] = "vfio-pci"
 
 
