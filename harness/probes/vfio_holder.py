@@ -240,8 +240,8 @@ class Session:
     def control(self, device: str, memory: str, offset: int, iova: int) -> Answer:
         """Remember a mapping through which the device is known to reach memory, and try it."""
         self.controls[device] = memory, offset, iova
-        edu = self.devices[device]
-        return done(identity=edu.identity, arrived=self._returns(device, self._load(device)))
+        arrived = self._returns(device, self._load(device))
+        return done(identity=self.devices[device].identity, arrived=arrived)
 
     def reach(self, device: str, memory: str, offset: int, iova: int) -> Answer:
         """What the device reads at an IOVA, and what becomes of memory when it writes there.
