@@ -249,6 +249,8 @@ class Session:
         Each of the two is framed by transfers through the control mapping: they bring to memory what the device read,
         give it something of its own to write, and prove that it does move bytes at that moment.
         """
+        if device not in self.controls:
+            raise ValueError(f"edu.reach needs an edu.control of {device} before it")
         edu, block, part = self.devices[device], self.memory[memory], slice(offset, offset + _HALF)
         self._load(device)
         held = block[part] = self._next()
