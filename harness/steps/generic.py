@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.machine.snapshot import restore, save
+from harness.oops import sanitize
 from harness.scenario.model import LayerName, RegularExpression
 from harness.steps.base import Context, Evidence, Params, verb
 
@@ -45,7 +46,8 @@ def guest_run(context: Context, params: Run) -> Ran:
             argv=params.argv,
             seconds=timeout_s,
         )
-        return Ran(**ran)
+        said = {name: sanitize(ran[name]).strip() for name in ("stdout", "stderr")}
+        return Ran(status=ran["status"], seconds=ran["seconds"], **said)
     deadline = context.within(params.timeout_s, params.argv[0])
     done = context.machine.ssh(deadline).run(params.argv, deadline=deadline, check_status=False)
     return Ran(status=done.status, stdout=done.text, stderr=done.error_text, seconds=done.seconds)
