@@ -34,7 +34,7 @@ test-bad-luck: setup
 
 # Boot to first command against a plain script, side by side.
 bench: setup
-	$(VENV)/bin/python tools/bench
+	$(VENV)/bin/python -m bench
 
 lint: setup
 	$(VENV)/bin/ruff check

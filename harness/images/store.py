@@ -8,6 +8,7 @@
     locks/<key>.lock        held by whoever builds an entry
     tmp/<random>/           a builder's workspace, with tmp/<random>.lock held while it lives
     debs/, apt/             downloaded packages and apt's lists: see harness.images.apt
+    work/                   build directories that stay: see harness.images.incremental
 
 A manifest is written after its objects are on the disk, and every file appears by rename, so a builder that is killed
 at any moment leaves nothing that looks whole.
@@ -113,11 +114,13 @@ class Store:
         progress: Progress,
         *,
         need: Collection[str] = (),
+        anew: bool = False,
     ) -> Entry:
         """The entry that these inputs make; built if it is not there, once, however many processes ask.
 
         :param build: gets an empty directory to work in, and by when it must be done.
         :param need: files that are compared with their hashes now, so that a damaged one is built again.
+        :param anew: build it even if it is there.
         :raises HostError: it cannot be built; nothing of the attempt is left.
         """
         what = f"{kind} {name} for {arch}"
@@ -126,12 +129,12 @@ class Store:
         with self._explained(what):
             self._prepare()
             with suppress(DamagedObject):
-                if (entry := self._usable(key, need)) is not None:
+                if not anew and (entry := self._usable(key, need)) is not None:
                     return entry
             lock = self._locks / f"{key}.lock"
             with held(lock, deadline, lambda: progress.message(f"waiting for another process to build {what}")):
                 try:
-                    if (entry := self._usable(key, need)) is not None:
+                    if not anew and (entry := self._usable(key, need)) is not None:
                         return entry
                 except DamagedObject as error:
                     progress.message(f"{what}: {error.message}; building it again")

@@ -54,6 +54,7 @@ def fork(machine: Machine, state: Path, deadline: Deadline) -> None:
     :raises HostError: when QEMU cannot save it.
     """
     unsaved = [device.unsaved for device in machine.plan.profile.devices.values() if device.unsaved]
+    # In a machine that was itself taken up an agent stays already.
     port = None if machine.agent_stays else PORT
     machine.call("resume.prepare", deadline=deadline, unsaved=sorted(set(unsaved)), port=port)
     machine.disconnect()

@@ -35,7 +35,7 @@ def prepare(unsaved: Sequence[str], port: int | None) -> dict[str, int]:
     """Make ready to be saved: remember the configuration of PCI devices, and let an agent stay.
 
     :param unsaved: ``vendor:device`` ids, in hexadecimal, of devices whose state QEMU does not save.
-    :param port: where the agent that stays is to listen, on the guest's own loopback; None when one has stayed already.
+    :param port: where the agent that stays is to listen, on the guest's own loopback; None where one stays already.
     """
     import agent  # type: ignore[import-not-found]  # beside this file, in the guest
 

@@ -21,12 +21,13 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "validate",
         "scenario images guest result",
         "machine",
-        "report",
+        "report under_test",
         "testbed",
         "steps",
         "runner",
         "workspace",
-        "plugin shell doctor",
+        "plugin shell doctor components mutate bisect command",
+        "trials",
         "cli",
     )
 )
