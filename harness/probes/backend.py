@@ -70,6 +70,12 @@ def interrupt_lines() -> list[str]:
         return [line.strip() for line in file if "ioeventfd" in line]
 
 
+def _held_by(fd: int) -> int:
+    """What an eventfd holds, without reading it (Documentation/filesystems/proc.rst)."""
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith("eventfd-count"))
+
+
 def _serve(connection: socket.socket, domain: int, devices: list[str]) -> None:
     lines = connection.makefile("rw")
     try:
@@ -242,9 +248,10 @@ class Backend:
 
     def signal(self, eventfd: str, count: int = 1) -> Answer:
         """Write to an eventfd, as often as asked for, and give what it holds afterwards."""
+        self.eventfd(eventfd)
         for _ in range(count):
             os.eventfd_write(self._eventfds[eventfd], 1)
-        return {"value": self._read_eventfd(eventfd)}
+        return {"value": _held_by(self._eventfds[eventfd])}
 
     def close_eventfd(self, eventfd: str) -> Answer:
         """Close an eventfd. An irqfd goes with it, an ioeventfd does not."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.errors import Unsupported
+from harness.errors import GuestError, Unsupported
 from harness.guest.probe import ProbeError
 from harness.scenario.model import DomainRef
 from harness.steps.base import Context, Evidence, Params, verb
@@ -52,6 +52,9 @@ class Serve(OfBackend):
 
     domain: DomainRef = "guest"
     devices: Annotated[list[Literal["none", "rng", "block"]], Field(min_length=1, max_length=4)] = ["none"]
+    interrupts: Annotated[
+        Literal["dm_op", "irqfd"], Field(description="how devices raise theirs; irqfds are assigned at once")
+    ] = "dm_op"
 
 
 class Served(Evidence):
@@ -82,6 +85,11 @@ def serve(context: Context, params: Serve) -> Served:
             f"dom0's xen_privcmd has no ioeventfd ({told}): it was built without CONFIG_XEN_PRIVCMD_EVENTFD",
             hint="load the one that is built with it: load: [dom0: xen_privcmd]",
         )
+    if params.interrupts == "irqfd":
+        for window in range(len(params.devices)):
+            refused = ask(context, params.backend, "irqfd", eventfd=f"irq{window}", window=window)["error"]
+            if refused:
+                raise GuestError(f"the kernel refuses the irqfd for window {window}: {refused}", layer="dom0")
     return Served(server=answer["server"], vcpus=answer["vcpus"])
 
 
