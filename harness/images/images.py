@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -70,6 +70,8 @@ class Images:
         self._archive = Archive(store.root, progress)
         self._workshop = Workshop(recipes, store, self._archive, progress)
         self._refused: dict[tuple[str, str, Arch], HostError] = {}
+        self._found: dict[tuple[object, ...], Candidate] = {}
+        self._kept: list[Override] = []
 
     def kernel(self, name: str, arch: Arch, *, anew: bool = False) -> Kernel:
         """A kernel, by its recipe's name.
@@ -107,6 +109,9 @@ class Images:
         :raises BuildFailed: a patch does not apply, or it does not compile.
         :raises HostError: it is for another kernel or architecture, or cannot be built here.
         """
+        return self._once(override, (kernel.name, kernel.arch), lambda: self._tested_module(override, kernel))
+
+    def _tested_module(self, override: Override, kernel: Kernel) -> Candidate:
         name = override.component
         if override.kind == "file":
             check_module(override.option, override.source, override.contents[0], kernel.arch, kernel.release)
@@ -119,6 +124,9 @@ class Images:
 
     def tested_kernel(self, override: Override, kernel: Kernel) -> Candidate:
         """A kernel under test; what is built is a small one. Raises as :meth:`tested_module`."""
+        return self._once(override, (kernel.name, kernel.arch), lambda: self._tested_kernel(override, kernel))
+
+    def _tested_kernel(self, override: Override, kernel: Kernel) -> Candidate:
         if override.kind == "file":
             check_arch(override.option, override.source, override.contents[0], kernel.arch)
         entry = self._given(override, kernel.arch) or self._workshop.kernel(kernel, override)
@@ -129,6 +137,9 @@ class Images:
 
     def tested_hypervisor(self, override: Override, name: str, arch: Arch) -> Candidate:
         """A hypervisor under test, in the place of a recipe's; raises as :meth:`tested_module`."""
+        return self._once(override, (name, arch), lambda: self._tested_hypervisor(override, name, arch))
+
+    def _tested_hypervisor(self, override: Override, name: str, arch: Arch) -> Candidate:
         entry = self._given(override, arch) or self._workshop.hypervisor(name, arch, override)
         file = _GIVEN if override.kind == "file" else XEN
         path = entry.path(file)
@@ -136,6 +147,14 @@ class Images:
             check_arch(override.option, override.source, path.read_bytes(), arch)
         version = entry.facts.get("version", "")
         return self._tested(override, path, entry.files[file].sha256, version, f"hypervisor {name} of its recipe")
+
+    def _once(self, override: Override, what: tuple[str, ...], make: Callable[[], Candidate]) -> Candidate:
+        """What came of an option is the same all session long: a tree is read once, whoever writes to it meanwhile."""
+        key = (id(override), *what)
+        if key not in self._found:
+            self._found[key] = make()
+            self._kept.append(override)  # or another might get its id
+        return self._found[key]
 
     def _tested(self, override: Override, path: Path, sha256: str, version: str, replaced: str) -> Candidate:
         tree = override.sources[0] if override.kind == "tree" else None

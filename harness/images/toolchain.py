@@ -41,6 +41,7 @@ _FAULTS = (
     re.compile(r"(?P<where>[^\s:]+:\d+)(?::\d+)?: (?:fatal )?error: (?P<what>.*)"),
     re.compile(r"ERROR: modpost: (?P<what>.*)"),
     re.compile(r"(?P<where>[^\s:]+:\d+)?:? ?(?P<what>undefined reference to .*)"),
+    re.compile(r"(?P<what>\S+: error while loading shared libraries: .*)"),
     re.compile(r"(?P<where>[^\s:]+:\d+): (?P<what>\*\*\* .*)"),
     re.compile(r"make(?:\[\d+\])?: (?P<what>\*\*\* .*)"),
 )
