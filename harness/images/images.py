@@ -168,8 +168,13 @@ class Images:
 
     def _build_rootfs(self, recipe: RootfsRecipe, name: str, arch: Arch, directory: Path, deadline: Deadline) -> Built:
         native = host_arch()
-        architectures = {arch} if recipe.addition else {arch, native}
-        closures = {each: self._fetch_root(recipe, each, deadline) for each in architectures}
+        needed = {arch} if recipe.addition else {arch, native}
+        closures = {
+            each: self._archive.fetch(
+                recipe, each, recipe.packages, deadline, only=recipe.unpack, exclude=recipe.exclude
+            )
+            for each in needed
+        }
         wanted, fetched = closures[arch]
         self._progress.phase(f"packing root file system {name} for {arch}")
         tree = root_tree(fetched, recipe.trim, directory, deadline)
@@ -184,6 +189,3 @@ class Images:
         with packed.open("wb") as out:
             cpio.pack(tree, out)
         return Built({_CPIO: packed}, manifest_packages(wanted))
-
-    def _fetch_root(self, recipe: RootfsRecipe, arch: Arch, deadline: Deadline) -> tuple[list[Deb], list[Path]]:
-        return self._archive.fetch(recipe, arch, recipe.packages, deadline, only=recipe.unpack, exclude=recipe.exclude)

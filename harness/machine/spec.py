@@ -66,19 +66,25 @@ class Cpu(_Strict):
 class Hypervisor(_Strict):
     """Xen under a machine's kernel, which is then dom0's.
 
-    ``names`` are recipes in ``images/hypervisors/``, the default first; ``args`` are Xen's own; ``tools`` is the root
-    file system that is added to dom0's. ``domain_types`` are those that a scenario's domains can have, the default
-    first, where there is a choice; ``virtio_mmio`` says whether domains can have virtio-mmio devices, and
-    ``domain_args`` are the arguments of their kernels.
+    ``names`` are recipes in ``images/hypervisors/``, the default first; ``args`` are Xen's own, beside those that follow
+    from other keys; ``tools`` is the root file system that is added to dom0's. ``domain_types`` are those that a
+    scenario's domains can have, the default first, where there is a choice; ``virtio_mmio`` says whether domains can
+    have virtio-mmio devices, and ``domain_args`` are the arguments of their kernels.
     """
 
     names: Annotated[list[str], Field(min_length=1)]
     loader: Literal["multiboot", "guest-loader"]
     args: list[str]
+    dom0_memory_mib: Annotated[int, Field(ge=256)]
     tools: str
     domain_types: list[Literal["pv", "pvh"]] = []
     domain_args: list[str] = []
     virtio_mmio: bool = False
+
+    @property
+    def command_line(self) -> str:
+        """Xen's command line."""
+        return " ".join((f"dom0_mem={self.dom0_memory_mib}M,max:{self.dom0_memory_mib}M", *self.args))
 
 
 class Profile(_Strict):
@@ -202,7 +208,7 @@ def _boots(plan: Plan, wiring: Wiring) -> list[str]:
     hypervisor = plan.profile.hypervisor
     if hypervisor is None or wiring.hypervisor is None:
         return ["-kernel", wiring.kernel, "-initrd", wiring.initrd, "-append", plan.command_line]
-    argv = ["-kernel", wiring.hypervisor, "-append", " ".join(hypervisor.args)]
+    argv = ["-kernel", wiring.hypervisor, "-append", hypervisor.command_line]
     if hypervisor.loader == "multiboot":
         return [*argv, "-initrd", f"{escape(f'{wiring.kernel} {plan.command_line}')},{escape(wiring.initrd)}"]
     kernel = _options(addr=_LOADER_KERNEL, kernel=wiring.kernel, bootargs=plan.command_line)
