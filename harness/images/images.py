@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.images import cpio, debs, grub
-from harness.images.apt import Deb, mirror
+from harness.images.apt import mirror
 from harness.images.arch import Arch, host_arch
 from harness.images.archive import Archive, manifest_packages
 from harness.images.kernel import MODULES, Hypervisor, Kernel, boot_image, unpack_kernel
