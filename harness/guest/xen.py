@@ -107,14 +107,15 @@ class Domain:
             ["sh", "-c", script, "sh", path], stdin=xl_config(self.plan).encode(), deadline=deadline
         )
 
-    def wait(self, deadline: Deadline) -> None:
-        """Wait until it answers.
+    def wait(self, deadline: Deadline) -> int:
+        """Wait until it answers, and give its number.
 
         :raises GuestHang: it does not in time.
         """
         timeout_s = _within(deadline)
         try:
-            self._dom0.call("domain.wait", deadline=deadline, domain=self.name, timeout_s=timeout_s)
+            answer = self._dom0.call("domain.wait", deadline=deadline, domain=self.name, timeout_s=timeout_s)
+            return int(answer["id"])
         except ProbeError as error:
             if error.kind != "TimeoutError":
                 raise

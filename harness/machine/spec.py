@@ -88,8 +88,8 @@ class Drive(_Strict):
 class Hypervisor(_Strict):
     """Xen under a machine's kernel, which is then dom0's.
 
-    ``names`` are recipes in ``images/hypervisors/``, the default first; ``args`` are Xen's own, beside those that follow
-    from other keys; ``tools`` is the root file system that is added to dom0's. ``domain_types`` are those that a
+    ``names`` are recipes in ``images/hypervisors/``, the default first; ``args`` are Xen's own, beside those that
+    follow from other keys; ``tools`` is the root file system that is added to dom0's. ``domain_types`` are those that a
     scenario's domains can have, the default first, where there is a choice; ``virtio_mmio`` says whether domains can
     have virtio-mmio devices, and ``domain_args`` are the arguments of their kernels.
     """

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 from harness.errors import Problem, ScenarioError
 from harness.scenario.expect import Expectation
@@ -183,12 +184,9 @@ class _Check:
         sizes = [self._at("boot", "domains", name, "memory_mib") or default for name in domains]
         more = self._at("boot", "memory_mib")
         if more is None and all(isinstance(size, int) for size in sizes) and sum(sizes) > profile.domain_memory_mib:
-            self._add(
-                ("boot", "domains"),
-                f"domains of {sum(sizes)} MiB together, but {profile.name} has {profile.domain_memory_mib} MiB for them",
-                "give the machine more with memory_mib",
-                at_key=True,
-            )
+            room = profile.domain_memory_mib
+            message = f"domains of {sum(sizes)} MiB together, but {profile.name} has {room} MiB for them"
+            self._add(("boot", "domains"), message, "give the machine more with memory_mib", at_key=True)
 
     def _load(self, profile: ProfileSpec | None, layers: frozenset[str] | None) -> tuple[ModuleLoad, ...]:
         modules: list[ModuleLoad] = []
@@ -264,12 +262,14 @@ class _Check:
     ) -> None:
         """Look up what the parameters name of the machine, what they leave to a default included."""
         for field, info in verb.params.model_fields.items():
-            mark = next((item for item in info.metadata if isinstance(item, OneOf)), None)
+            mark = _mark(info)
             known = None if mark is None else names[mark.what]
             value = getattr(params, field)
             if mark is None or known is None or value is None or value in known:
                 continue
-            if field in self._mapping(*path):
+            if not known:
+                self._add(path, f"needs a {mark.what}, and the machine has none", "declare it in boot.domains")
+            elif field in self._mapping(*path):
                 self._unknown((*path, field), mark.what, value, known)
             else:
                 self._add(path, f"needs a {mark.what} named {quoted(value)}", f"or set {field}", at_key=True)
@@ -290,3 +290,9 @@ class _Check:
         for index in range(len(self._list("allow_crash"))):
             if profile is not None and layers is not None:
                 self._known(("allow_crash", index, "layer"), f"layer of {profile.name}", layers | _HOST_LAYERS)
+
+
+def _mark(field: FieldInfo) -> OneOf | None:
+    """What a field names of the machine; the mark may be inside of an optional type."""
+    inside = [item for option in get_args(field.annotation) for item in getattr(option, "__metadata__", ())]
+    return next((item for item in (*field.metadata, *inside) if isinstance(item, OneOf)), None)

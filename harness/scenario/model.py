@@ -109,7 +109,7 @@ MatrixValues = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """Marks the field of a verb's parameters that names something of the machine: one of its domains, or of its layers."""
+    """Marks a field of a verb's parameters that names something of the machine: one of its domains, or its layers."""
 
     what: Literal["domain", "layer"]
 
