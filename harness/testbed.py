@@ -79,7 +79,7 @@ class Testbed:
         self.domains: dict[str, Domain] = {}
         self._scratch: Path | None = None
         self._machine: Machine | None = None
-        self._saved = None if scenario.boot.fresh else saved
+        self._saved = None if scenario.boot.fresh or scenario.boot.until else saved
         self._loaded: list[LoadedModule] | None = None
         self.start = "cold"
         self._tolerated = [(rule.layer, re.compile(rule.title)) for rule in scenario.allow_crash]
@@ -140,6 +140,10 @@ class Testbed:
             kernel_args=tuple(boot.kernel_args),
             devices=boot.devices,
             cpu=boot.cpu,
+            hypervisor_args=boot.hypervisor_args,
+            dmar=boot.dmar,
+            until=boot.until,
+            trace=boot.trace,
         )
         self.versions["kernel"] = kernel.release
         self.versions.update(self._images.hashes(kernel, profile.rootfs, profile.arch))
@@ -172,7 +176,9 @@ class Testbed:
         if boot.domains:
             theirs = {item.module for item in self.scenario.load if item.layer != profile.layer}
             domain = DomainFiles(kernel.image, (rootfs, *self._modules(kernel, [], theirs, "override-domains")))
-        return BootFiles(kernel.image, tuple(segments), hypervisor.image, domain)
+        if xen.loader != "grub":
+            return BootFiles(kernel.image, tuple(segments), hypervisor.image, domain)
+        return BootFiles(kernel.vmlinuz, tuple(segments), hypervisor.image, domain, self._images.bootloader("grub"))
 
     def _modules(self, kernel: Kernel, early: Sequence[str], wanted: Set[str], name: str) -> list[Path]:
         """The segments with modules of one kind of guest: the recipes' own, then those under test."""

@@ -1,4 +1,4 @@
-"""The disk that a machine with a boot loader boots from: GRUB, and one partition that is a cpio archive, which GRUB reads.
+"""The disk that a machine with a boot loader boots from: GRUB, and one partition that is a cpio archive for it to read.
 
 The large parts are files of the image store; only what is between them is made for each run. Pure, but for the sizes of
 those files.
@@ -6,16 +6,26 @@ those files.
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.errors import HostError
+from harness.errors import BootError, HostError
 from harness.images.cpio import end, file_header
 from harness.images.grub import AREA_BYTES, SECTOR_BYTES
-from harness.machine.dmar import dmar_table
+from harness.machine.console import Console
+from harness.machine.dmar import OEM_ID, dmar_table, oem_table_id
 from harness.machine.spec import Plan
+from harness.scenario.dmar import Dmar
+
+if TYPE_CHECKING:
+    from harness.machine.machine import BootFiles
+
+#: Xen's ``drivers/acpi/tables/tbutils.c``, acpi_tb_print_table_header: address, length, revision, OEM's ids.
+_FOUND_TABLE = re.compile(rf"ACPI: DMAR \w+, \w+ \(r\d+ {OEM_ID.decode()} (?P<oem>.{{8}})")
 
 Piece = bytes | Path
 """A part of a disk: bytes, or a file's contents."""
@@ -93,19 +103,25 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     return joined
 
 
-def disk_of(plan: Plan, area: Path, hypervisor: Path, kernel: Path, initrd: Path | None) -> list[Piece]:
+def disk_of(plan: Plan, files: BootFiles, initrd: Path | None) -> list[Piece]:
     """The disk of a plan.
 
     :param initrd: dom0's initramfs; none when the machine's boot is over before dom0 would need it.
     """
+    assert files.loader is not None and files.hypervisor is not None, "a machine without a loader has no such disk"
     commands = grub_commands(plan, initrd=initrd is not None)
-    files: dict[str, Piece] = {"grub.cfg": commands.encode()}
+    contents: dict[str, Piece] = {"grub.cfg": commands.encode()}
     if plan.dmar is not None:
-        files["dmar.aml"] = dmar_table(plan.dmar)
-    files |= {"xen": hypervisor, "vmlinuz": kernel}
+        contents["dmar.aml"] = dmar_table(plan.dmar)
+    contents |= {"xen": files.hypervisor, "vmlinuz": files.kernel}
     if initrd is not None:
-        files["initrd"] = initrd
-    return boot_disk(area.read_bytes(), files)
+        contents["initrd"] = initrd
+    return boot_disk(files.loader.read_bytes(), contents)
+
+
+def loads(plan: Plan) -> list[str]:
+    """All that a plan's disk says beside the files that it carries, as JSON."""
+    return [grub_commands(plan, initrd=True), "" if plan.dmar is None else dmar_table(plan.dmar).hex()]
 
 
 def write_disk(target: Path, pieces: Sequence[Piece]) -> None:
@@ -123,3 +139,22 @@ def write_disk(target: Path, pieces: Sequence[Piece]) -> None:
                         shutil.copyfileobj(file, out, 1 << 20)
     except OSError as error:
         raise HostError(f"cannot write the machine's disk: {error}", hint="free some space, or set TMPDIR") from error
+
+
+def check_table(dmar: Dmar | None, console: Console) -> None:
+    """Make sure that it is the scenario's table that the hypervisor has found: nothing that follows would mean a thing.
+
+    :raises BootError: it is another.
+    """
+    if dmar is None:
+        return
+    said = console.said()
+    found = _FOUND_TABLE.search(said)
+    if found is None or found["oem"].strip() != oem_table_id(dmar):
+        raise BootError(
+            f"the hypervisor says nothing of the scenario's DMAR table {oem_table_id(dmar)}",
+            layer="xen",
+            tail=[line for line in said.splitlines() if "DMAR" in line][:5],
+            log=console.log,
+            hint="does it log all (loglvl=all)?",
+        )
