@@ -95,8 +95,8 @@ class RootfsRecipe(FromSuite):
     """A root file system out of Debian packages, packed as an initramfs.
 
     ``unpack`` and ``exclude`` have shell patterns of packages in the closure that are taken and left out, ``trim`` of
-    paths in the rest (``*`` also matches ``/``), ``links`` and ``files`` what is put in afterwards, by path. One
-    that is an ``addition`` to another root has nothing but that: no byte code, no applets, no mount points.
+    paths in the rest (``*`` also matches ``/``), ``links`` and ``files`` what is put in afterwards, by path. What is an
+    ``addition`` to another root has nothing but that: no byte code, no applets, no mount points.
     """
 
     packages: tuple[PackageName, ...] = Field(min_length=1)
