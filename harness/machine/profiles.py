@@ -36,6 +36,7 @@ def describe(name: str, profile: Profile) -> ProfileSpec:
         domain_types=tuple(xen.domain_types) if xen else (),
         virtio_mmio=xen.virtio_mmio if xen else False,
         domain_memory_mib=profile.memory_mib - xen.dom0_memory_mib - _XEN_MIB if xen else 0,
+        assignable=frozenset(xen.assignable) if xen else frozenset(),
         tables=xen is not None and xen.loader == "grub",
         fixed_memory=bool(profile.nodes),
     )

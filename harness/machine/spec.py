@@ -37,6 +37,7 @@ _LOADER_INITRD = "0x4e000000"
 _REPLACED_TABLES = "acpi_rsdp=0x9f100"
 #: QEMU's ids, drivers and properties. Nothing escapes a name, so it must not need that.
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+PciAddress = Annotated[str, Field(pattern=r"^[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")]
 _Event = Annotated[str, Field(pattern=r"^[a-z0-9_]+\*?$")]
 _PROPERTY_TYPES: dict[str, type] = {"bool": bool, "int": int, "str": str}
 
@@ -91,7 +92,8 @@ class Hypervisor(_Strict):
     ``names`` are recipes in ``images/hypervisors/``, the default first; ``args`` are Xen's own, beside those that
     follow from other keys; ``tools`` is the root file system that is added to dom0's. ``domain_types`` are those that a
     scenario's domains can have, the default first, where there is a choice; ``virtio_mmio`` says whether domains can
-    have virtio-mmio devices, and ``domain_args`` are the arguments of their kernels.
+    have virtio-mmio devices, and ``domain_args`` are the arguments of their kernels. ``assignable`` are the devices that
+    a domain can have to itself, with their PCI addresses.
     """
 
     names: Annotated[list[str], Field(min_length=1)]
@@ -102,6 +104,7 @@ class Hypervisor(_Strict):
     domain_types: list[Literal["pv", "pvh"]] = []
     domain_args: list[str] = []
     virtio_mmio: bool = False
+    assignable: dict[_Name, PciAddress] = {}
 
     @property
     def command_line(self) -> str:

@@ -194,6 +194,8 @@ class _Check:
                 self._add((*path, "type"), f"{profile.name} has one type of domain only", "remove it", at_key=True)
             if self._at(*path, "virtio_mmio") and not profile.virtio_mmio:
                 self._add((*path, "virtio_mmio"), f"domains of {profile.name} cannot have virtio-mmio devices")
+            for index in range(len(self._list(*path, "pci"))):
+                self._known((*path, "pci", index), f"device of {profile.name} for a domain", profile.assignable)
         self._domain_memory(profile, domains)
 
     def _domain_memory(self, profile: ProfileSpec, domains: Mapping[str, Any]) -> None:

@@ -139,6 +139,8 @@ class Domain(FileModel):
     """How many virtio-mmio devices it has, for backends of the scenario's own."""
     kernel_args: Annotated[tuple[KernelArg, ...], Field(max_length=64)] = ()
     """Added to its kernel's command line."""
+    pci: Annotated[tuple[Name, ...], Field(max_length=8), AfterValidator(_distinct)] = ()
+    """Devices of the profile that it has to itself."""
 
 
 class Boot(FileModel):
@@ -292,6 +294,7 @@ class ProfileSpec:
     :param domain_types: how domains can be virtualized, the default first; none where there is no choice.
     :param virtio_mmio: whether domains can have virtio-mmio devices.
     :param domain_memory_mib: what its memory leaves to all domains together.
+    :param assignable: the devices that a domain can have to itself.
     :param tables: whether its ACPI tables can be replaced.
     :param fixed_memory: whether its memory cannot be changed, because its nodes share it out.
     """
@@ -306,6 +309,7 @@ class ProfileSpec:
     domain_types: tuple[str, ...] = ()
     virtio_mmio: bool = False
     domain_memory_mib: int = 0
+    assignable: frozenset[str] = frozenset()
     tables: bool = False
     fixed_memory: bool = False
 
