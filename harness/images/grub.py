@@ -19,8 +19,6 @@ AREA = "grub.img"
 AREA_BYTES = 1 << 20
 
 SECTOR_BYTES = 512
-#: What boot.img has here is code for floppy disks, which GRUB would take for partitions.
-_PARTITION_TABLE = slice(446, 510)
 _HINT = "see the boot loader's recipe"
 
 #: What goes wrong shows on the serial console, and what comes next is on the disk.
@@ -55,9 +53,8 @@ def boot_area(
         hint=_HINT,
         deadline=deadline,
     )
-    boot = bytearray((directory / "boot.img").read_bytes())
-    boot[_PARTITION_TABLE] = bytes(64)
-    area = bytes(boot) + core.read_bytes()
+    boot = (directory / "boot.img").read_bytes()
+    area = boot + core.read_bytes()
     if len(boot) != SECTOR_BYTES or len(area) > AREA_BYTES:
         raise HostError(f"GRUB takes {len(area)} bytes, and there is room for {AREA_BYTES}", hint=_HINT)
     (workspace / AREA).write_bytes(area)

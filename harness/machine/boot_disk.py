@@ -10,6 +10,7 @@ import re
 import shutil
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,19 @@ if TYPE_CHECKING:
 #: Xen's ``drivers/acpi/tables/tbutils.c``, acpi_tb_print_table_header: address, length, revision, OEM's ids.
 _FOUND_TABLE = re.compile(rf"ACPI: DMAR \w+, \w+ \(r\d+ {OEM_ID.decode()} (?P<oem>.{{8}})")
 
-Piece = bytes | Path
-"""A part of a disk: bytes, or a file's contents."""
 
-_PARTITION_ENTRY_AT = 446
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Room for a file that is not there yet."""
+
+    size: int
+
+
+Piece = bytes | Path | Gap
+"""A part of a disk: bytes, a file's contents, or room for it."""
+
+#: What GRUB's boot sector has here is code for floppy disks, which would be taken for partitions.
+_PARTITION_TABLE = slice(446, 510)
 _SIGNATURE_AT = 510
 #: The kinds of partition that are not looked into by anybody: 0x83 is Linux.
 _LINUX = 0x83
@@ -71,7 +81,7 @@ def boot_disk(area: bytes, files: Mapping[str, Piece]) -> list[Piece]:
     partition: list[Piece] = []
     size = 0
     for number, (name, content) in enumerate(files.items(), start=1):
-        length = len(content) if isinstance(content, bytes) else content.stat().st_size
+        length = _size(content)
         header = file_header(number, name, length)
         partition += [header, content, bytes(-length % 4)]
         size += len(header) + length + -length % 4
@@ -82,11 +92,18 @@ def boot_disk(area: bytes, files: Mapping[str, Piece]) -> list[Piece]:
     return _joined([_with_partition(area, sectors), *partition])
 
 
+def _size(content: Piece) -> int:
+    if isinstance(content, bytes):
+        return len(content)
+    return content.size if isinstance(content, Gap) else content.stat().st_size
+
+
 def _with_partition(area: bytes, sectors: int) -> bytes:
     """GRUB, with one partition in its boot sector's table that begins where GRUB's room ends."""
     head = bytearray(area.ljust(AREA_BYTES, b"\0"))
     first = AREA_BYTES // SECTOR_BYTES
-    struct.pack_into("<B3sB3sII", head, _PARTITION_ENTRY_AT, 0, _NO_CYLINDERS, _LINUX, _NO_CYLINDERS, first, sectors)
+    head[_PARTITION_TABLE] = bytes(64)
+    struct.pack_into("<B3sB3sII", head, _PARTITION_TABLE.start, 0, _NO_CYLINDERS, _LINUX, _NO_CYLINDERS, first, sectors)
     head[_SIGNATURE_AT : _SIGNATURE_AT + 2] = b"\x55\xaa"
     return bytes(head)
 
@@ -103,7 +120,7 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     return joined
 
 
-def disk_of(plan: Plan, files: BootFiles, initrd: Path | None) -> list[Piece]:
+def disk_of(plan: Plan, files: BootFiles, initrd: Path | Gap | None) -> list[Piece]:
     """The disk of a plan.
 
     :param initrd: dom0's initramfs; none when the machine's boot is over before dom0 would need it.
@@ -134,7 +151,7 @@ def write_disk(target: Path, pieces: Sequence[Piece]) -> None:
             for piece in pieces:
                 if isinstance(piece, bytes):
                     out.write(piece)
-                else:
+                elif isinstance(piece, Path):
                     with piece.open("rb") as file:
                         shutil.copyfileobj(file, out, 1 << 20)
     except OSError as error:

@@ -92,8 +92,8 @@ class Hypervisor(_Strict):
     ``names`` are recipes in ``images/hypervisors/``, the default first; ``args`` are Xen's own, beside those that
     follow from other keys; ``tools`` is the root file system that is added to dom0's. ``domain_types`` are those that a
     scenario's domains can have, the default first, where there is a choice; ``virtio_mmio`` says whether domains can
-    have virtio-mmio devices, and ``domain_args`` are the arguments of their kernels. ``assignable`` are the devices that
-    a domain can have to itself, with their PCI addresses.
+    have virtio-mmio devices, and ``domain_args`` are the arguments of their kernels. ``assignable`` are the devices
+    that a domain can have to itself, with their PCI addresses.
     """
 
     names: Annotated[list[str], Field(min_length=1)]

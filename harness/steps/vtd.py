@@ -127,8 +127,8 @@ class DeviceTables(Evidence):
 
     ``domain`` is the domain id that the unit knows (-1: no entry). ``table_nodes`` are the nodes that have any of its
     page tables, ``tables_on_node`` how many each. ``mapped_kib`` is what it can reach, ``writable_kib`` what it can
-    change of it; ``identity`` says whether each address leads to itself. ``reaches_tables`` counts tables of the unit, of any
-    device, that it could write to.
+    change of it; ``identity`` says whether each address leads to itself. ``reaches_tables`` counts tables of the unit,
+    of any device, that it could write to.
     """
 
     present: bool
