@@ -24,7 +24,7 @@ from harness.machine.process import is_running
 from harness.machine.repro import write_repro
 from harness.machine.saved import Key, SavedMachines
 from harness.machine.scratch import scratch_directory
-from harness.machine.spec import Plan, Profile
+from harness.machine.spec import GRUB, Plan, Profile
 from harness.oops import Report
 from harness.scenario.model import Domain as DomainWishes
 from harness.scenario.model import Scenario
@@ -176,9 +176,9 @@ class Testbed:
         if boot.domains:
             theirs = {item.module for item in self.scenario.load if item.layer != profile.layer}
             domain = DomainFiles(kernel.image, (rootfs, *self._modules(kernel, [], theirs, "override-domains")))
-        if xen.loader != "grub":
+        if xen.loader != GRUB:
             return BootFiles(kernel.image, tuple(segments), hypervisor.image, domain)
-        return BootFiles(kernel.vmlinuz, tuple(segments), hypervisor.image, domain, self._images.bootloader("grub"))
+        return BootFiles(kernel.vmlinuz, tuple(segments), hypervisor.image, domain, self._images.bootloader(GRUB))
 
     def _modules(self, kernel: Kernel, early: Sequence[str], wanted: Set[str], name: str) -> list[Path]:
         """The segments with modules of one kind of guest: the recipes' own, then those under test."""

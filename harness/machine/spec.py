@@ -35,6 +35,8 @@ _LOADER_INITRD = "0x4e000000"
 #: Where GRUB puts the root of the ACPI tables that it has changed. Left to itself, a PV dom0 finds the firmware's own
 #: tables, which tell of an IOMMU that Xen keeps for itself, and panics.
 _REPLACED_TABLES = "acpi_rsdp=0x9f100"
+#: The loader of a hypervisor that is a program of its own, and its recipe in ``images/bootloaders/``.
+GRUB: Literal["grub"] = "grub"
 #: QEMU's ids, drivers and properties. Nothing escapes a name, so it must not need that.
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 PciAddress = Annotated[str, Field(pattern=r"^[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")]
