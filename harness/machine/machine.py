@@ -157,41 +157,44 @@ class Machine:
     # -- start and end -------------------------------------------------------------------------------------
 
     def boot(self) -> None:
-        """Start QEMU and wait until the guest takes commands.
+        """Start QEMU and wait until the guest takes commands, or until the console shows what the plan waits for.
 
         :raises HostError: QEMU cannot be started, or ended.
         :raises BootError: the guest is not there in time, or its image is at fault.
         :raises GuestCrash: the guest's kernel crashed on the way.
         """
         self.agent_stays = False
-        if self.plan.until is None:
+        until = self.plan.until
+        if until is None:
             write_initrd(Path(self._wiring.initrd), self.files.segments, self.identity, self.files.domain)
         timeout_s = self.plan.profile.boot_timeout_s * self.time_factor
         deadline = Deadline.after(timeout_s, f"the guest to boot ({timeout_s:.0f} s under {self.accelerator.name})")
         self.start()
         try:
-            self.console.wait_for(READY if self.plan.until is None else self.plan.until.encode(), deadline, self.check)
+            self.console.wait_for(READY if until is None else until.encode(), deadline, self.check)
             self.timings.ready = self.elapsed()
-            if self.plan.until is None:
+            if until is None:
                 self.ssh(deadline)
-            else:
-                self._stop()
         except (DeadlineExceeded, GuestHang) as error:
             silent = f": {error.message}" if isinstance(error, GuestHang) else ""
+            missed = "the guest did not come up" if until is None else f"the console did not show {until!r}"
             raise BootError(
-                f"the guest did not come up in {timeout_s:.0f} s{silent}",
+                f"{missed} in {timeout_s:.0f} s{silent}",
                 layer=self.layer,
                 tail=self.console.tail(),
                 log=self.console.log,
                 hint="the console's last lines say how far it came; a loaded host needs more time",
             ) from None
         check_table(self.plan.dmar, self.console)
-        if self.plan.until is None and self.plan.trace:
+        if until is not None:
+            self._stand_still()
+            return
+        if self.plan.trace:
             self.tracer.switch_off(*self.plan.trace)
         self.is_up()
 
-    def _stop(self) -> None:
-        """Let the machine stand still as it is, for steps to look at."""
+    def _stand_still(self) -> None:
+        """Stop the machine as it is, for steps to look at."""
         self._live.stack.enter_context(self.pausing())
         self.monitor.execute("stop")
 
