@@ -185,13 +185,12 @@ class Machine:
                 log=self.console.log,
                 hint="the console's last lines say how far it came; a loaded host needs more time",
             ) from None
-        check_table(self.plan.dmar, self.console)
         if until is not None:
             self._stand_still()
-            return
-        if self.plan.trace:
+        check_table(self.plan.dmar, self.console)
+        if until is None:
             self.tracer.switch_off(*self.plan.trace)
-        self.is_up()
+            self.is_up()
 
     def _stand_still(self) -> None:
         """Stop the machine as it is, for steps to look at."""
