@@ -6,9 +6,7 @@ describe the catalogue that the upper rooms pass down, and a scenario that has b
 
 from __future__ import annotations
 
-import re
 import unicodedata
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel
 
+from harness.regex import PatternError, compiled
 from harness.scenario.dmar import Dmar
 from harness.scenario.expect import Expectation
 from harness.validate import fault, shown
@@ -61,14 +60,15 @@ def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _compiles(pattern: str) -> str:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            re.compile(pattern)
-    except (re.error, OverflowError, RecursionError, Warning) as error:
+        compiled(pattern)
+    except PatternError as error:
         raise fault(
-            f"must be a regular expression, got {shown(pattern)}: {error}", r"put \ before ( [ * + ? ."
+            f"must be a regular expression that RE2 takes, got {shown(pattern)}: {error}", r"put \ before ( [ * + ? ."
         ) from error
     return pattern
+
+
+RegularExpression = Annotated[str, AfterValidator(_compiles)]
 
 
 def _one_pair(what: str) -> BeforeValidator:
@@ -183,6 +183,8 @@ class ModuleSpec(FileModel):
     """A recipe in images/modules/."""
     parameters: dict[ParameterName, Setting] = {}
     """Module parameters, as modprobe takes them."""
+    later: bool = False
+    """Have it at hand and do not load it: a step does."""
 
 
 LoadEntry = Annotated[dict[Name, Name | ModuleSpec], Field(min_length=1, max_length=1), _one_pair("LAYER: MODULE")]
@@ -196,7 +198,7 @@ class AllowedCrash(FileModel):
 
     layer: Name
     """The console on which it shows: qemu, xen, or a guest's name."""
-    title: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_compiles)]
+    title: Annotated[RegularExpression, Field(min_length=1, max_length=200)]
     """A regular expression that is searched for in the crash's title."""
 
 
@@ -329,11 +331,13 @@ class ModuleLoad:
     """A module to load.
 
     :param layer: where: ``guest``, ``dom0``.
+    :param later: whether a step loads it, and not the load phase.
     """
 
     layer: str
     module: str
     parameters: Mapping[str, bool | int | str]
+    later: bool = False
 
 
 @dataclass(frozen=True, slots=True)
