@@ -24,7 +24,7 @@ from harness.machine.process import is_running
 from harness.machine.repro import write_repro
 from harness.machine.saved import Key, SavedMachines
 from harness.machine.scratch import scratch_directory
-from harness.machine.spec import Plan, Profile
+from harness.machine.spec import GRUB, Plan, Profile
 from harness.oops import Report
 from harness.places import cache_root
 from harness.regex import compiled
@@ -83,7 +83,7 @@ class Testbed:
         self.domains: dict[str, Domain] = {}
         self._scratch: Path | None = None
         self._machine: Machine | None = None
-        self._saved = None if scenario.boot.fresh else saved
+        self._saved = None if scenario.boot.fresh or scenario.boot.until else saved
         self._loaded: list[LoadedModule] | None = None
         self._domains_s = 0.0
         self.start = "cold"
@@ -151,6 +151,10 @@ class Testbed:
             kernel_args=tuple(boot.kernel_args),
             devices=boot.devices,
             cpu=boot.cpu,
+            hypervisor_args=boot.hypervisor_args,
+            dmar=boot.dmar,
+            until=boot.until,
+            trace=boot.trace,
         )
         files = self._boot_files(kernel)
         self.versions["kernel"] = self._candidates[0].release
@@ -194,7 +198,10 @@ class Testbed:
             theirs = {item.module for item in self.scenario.load if item.layer != profile.layer}
             domains = self._add_candidates(kernel, (), theirs, late=False)
             domain = DomainFiles(domains.kernel_image, (rootfs, domains.segment))
-        return BootFiles(main.kernel_image, segments, hypervisor, domain)
+        if xen.loader != GRUB:
+            return BootFiles(main.kernel_image, segments, hypervisor, domain)
+        image = main.kernel_image if KERNEL in self.overrides else kernel.vmlinuz
+        return BootFiles(image, segments, hypervisor, domain, self._images.bootloader(GRUB))
 
     def _add_candidates(
         self,
@@ -225,6 +232,7 @@ class Testbed:
             memory_mib=wishes.memory_mib,
             type=wishes.type or (xen.domain_types[0] if xen.domain_types else None),
             virtio_mmio=wishes.virtio_mmio,
+            pci=tuple(xen.assignable[device] for device in wishes.pci),
         )
         domain = self.domains[name] = Domain(plan, machine)
         machine.watch(DomainConsole(name, self.results / f"console-{name}.log", domain.console_log))

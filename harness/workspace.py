@@ -16,7 +16,7 @@ from harness.machine.machine import BootFiles, Machine
 from harness.machine.profiles import describe, load_profiles
 from harness.machine.saved import SavedMachines
 from harness.machine.scratch import scratch_directory, sweep
-from harness.machine.spec import Plan, Profile
+from harness.machine.spec import GRUB, Plan, Profile
 from harness.progress import Progress
 from harness.scenario.load import load_file, load_paths
 from harness.scenario.model import Catalogue, Scenario
@@ -142,6 +142,8 @@ class Workspace:
             self.images.rootfs(profile.hypervisor.tools, profile.arch)
             for name in [hypervisor] if hypervisor else profile.hypervisor.names:
                 self.images.hypervisor(name, profile.arch)
+            if profile.hypervisor.loader == GRUB:
+                self.images.bootloader(GRUB)
 
     def overrides(self, values: Iterable[str]) -> dict[str, Override]:
         """``--under-test`` options, read."""

@@ -34,6 +34,7 @@ class DomainPlan:
 
     :param kernel: path in dom0, as is ``ramdisk``.
     :param type: ``pv`` or ``pvh``; None where there is no choice.
+    :param pci: addresses of devices that it has to itself.
     :param virtio_mmio: how many virtio-mmio devices it has. Their backends are somebody's in dom0.
     """
 
@@ -45,6 +46,7 @@ class DomainPlan:
     memory_mib: int
     type: str | None = None
     virtio_mmio: int = 0
+    pci: tuple[str, ...] = ()
 
 
 def xl_config(plan: DomainPlan) -> str:
@@ -67,6 +69,8 @@ def xl_config(plan: DomainPlan) -> str:
     if plan.virtio_mmio:
         # The number says nothing here: what kind of device it is, the backend's registers tell.
         settings["virtio"] = ["type=virtio,device4,transport=mmio,grant_usage=0"] * plan.virtio_mmio
+    if plan.pci:
+        settings["pci"] = list(plan.pci)
     return "".join(f"{name} = {_quoted(value)}\n" for name, value in settings.items())
 
 
@@ -101,6 +105,8 @@ class Domain:
         :raises CommandFailed: xl refuses it.
         """
         path = f"{_DIRECTORY}/{self.name}.cfg"
+        for address in self.plan.pci:
+            self._dom0.ssh(deadline).run(["xl", "pci-assignable-add", address], deadline=deadline)
         # "-e": nobody waits for its end, so it stays to be looked at.
         script = f'mkdir -p {_DIRECTORY} && cat >"$1" && exec xl create -q -e "$1"'
         self._dom0.ssh(deadline).run(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import HostError
-from harness.images import cpio, debs
+from harness.images import cpio, debs, grub
 from harness.images.apt import mirror
 from harness.images.arch import Arch, host_arch
 from harness.images.archive import Archive, manifest_packages
@@ -49,6 +49,7 @@ _KERNEL_FORMAT = 1
 _ROOTFS_FORMAT = 1
 _SEGMENT_FORMAT = 2
 _GIVEN_FORMAT = 1
+_BOOTLOADER_FORMAT = 1
 
 _CPIO = "rootfs.cpio"
 _SEGMENT = "modules.cpio"
@@ -98,6 +99,31 @@ class Images:
         """A hypervisor, by its recipe's name. Raises as :meth:`module`."""
         entry = self._workshop.hypervisor(name, arch)
         return Hypervisor(name, arch, entry.facts["version"], entry)
+
+    def bootloader(self, name: str) -> Path:
+        """A boot loader for a PC's disk, by its recipe's name: what stands before the first partition.
+
+        Raises as :meth:`kernel`.
+        """
+        recipe = self._recipes.bootloader(name)
+
+        def build(directory: Path, deadline: Deadline) -> Built:
+            native = host_arch()
+            parts = {"platform": ("amd64", recipe.platform), "tools": (native, recipe.tools)}
+            wanted = []
+            for part, (arch, packages) in parts.items():
+                found, fetched = self._archive.fetch(recipe, arch, packages, deadline, only=recipe.unpack)
+                debs.extract(fetched, directory / part, deadline)
+                wanted += found
+            self._progress.phase(f"putting boot loader {name} together")
+            area = grub.boot_area(
+                directory / "platform", directory / "tools", native, recipe.modules, directory, deadline
+            )
+            return Built({grub.AREA: area}, manifest_packages(dict.fromkeys(wanted)))
+
+        inputs = {"format": _BOOTLOADER_FORMAT, "recipe": recipe.model_dump(mode="json")}
+        entry = self._store.get_or_build("bootloader", name, "amd64", inputs, build, self._progress, need=[grub.AREA])
+        return entry.path(grub.AREA)
 
     def builds(self, component: str, arch: Arch) -> bool:
         """Whether there is a recipe that builds a component for an architecture from source."""

@@ -15,7 +15,7 @@ from harness.strict_yaml import read
 from harness.validate import did_you_mean, fault, validate
 
 ROOT_VARIABLE = "HARNESS_IMAGES"
-Kind = Literal["kernels", "rootfs", "modules", "hypervisors", "toolchains"]
+Kind = Literal["kernels", "rootfs", "modules", "hypervisors", "toolchains", "bootloaders"]
 KernelFormat = Literal["bzImage", "Image", "vmlinux"]
 R = TypeVar("R", bound=BaseModel)
 
@@ -36,6 +36,7 @@ FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64
 SourceName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=128), AfterValidator(_inside)]
 OptionName = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=64)]
 OptionValue = Annotated[str, Field(pattern=r"^([ymn]|\d+|0x[0-9a-f]+|\"[\w ,./-]*\")$", max_length=256)]
+ModuleName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]
 Permissions = Annotated[str, Field(pattern=r"^0[0-7]{3}$")]
 
 
@@ -194,6 +195,20 @@ class HypervisorRecipe(FromSuite):
         return self.architectures[arch]
 
 
+class BootloaderRecipe(FromSuite):
+    """GRUB for a PC's BIOS, as what stands before the first partition of a disk.
+
+    ``platform`` are packages of the machine's architecture that hold GRUB's modules, ``tools`` of this host's that put
+    them together; ``unpack`` says, by shell patterns, which packages of their closure hold what is needed. ``modules``
+    are built in.
+    """
+
+    platform: tuple[PackageName, ...] = Field(min_length=1)
+    tools: tuple[PackageName, ...] = Field(min_length=1)
+    unpack: tuple[Glob, ...] = ("*",)
+    modules: tuple[ModuleName, ...] = Field(min_length=1)
+
+
 class Recipes:
     """The recipes below a directory.
 
@@ -230,6 +245,10 @@ class Recipes:
     def toolchain(self, name: str) -> ToolchainRecipe:
         """A toolchain's recipe; raises as :meth:`kernel`."""
         return self._read("toolchains", name, ToolchainRecipe)
+
+    def bootloader(self, name: str) -> BootloaderRecipe:
+        """A boot loader's recipe; raises as :meth:`kernel`."""
+        return self._read("bootloaders", name, BootloaderRecipe)
 
     def file(self, file: FileRecipe) -> bytes:
         """The contents of one of ``rootfs/files/``.

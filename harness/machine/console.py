@@ -141,6 +141,10 @@ class Console:
         found = [scanner.pending for scanner in self._scanners if scanner.pending is not None]
         return max(found, key=lambda report: report.severity is Severity.FATAL, default=None)
 
+    def said(self) -> str:
+        """All that it has printed, fit to be shown on a terminal."""
+        return "" if not self.log.exists() else sanitize(self.log.read_bytes())
+
     def tail(self, count: int = 20) -> tuple[str, ...]:
         """The last lines, fit to be shown on a terminal."""
         if not self.log.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.machine.spec import Profile
+from harness.machine.spec import GRUB, Profile
 from harness.scenario.model import ProfileSpec
 from harness.strict_yaml import read
 from harness.validate import validate
@@ -36,4 +36,7 @@ def describe(name: str, profile: Profile) -> ProfileSpec:
         domain_types=tuple(xen.domain_types) if xen else (),
         virtio_mmio=xen.virtio_mmio if xen else False,
         domain_memory_mib=profile.memory_mib - xen.dom0_memory_mib - _XEN_MIB if xen else 0,
+        assignable=frozenset(xen.assignable) if xen else frozenset(),
+        tables=xen is not None and xen.loader == GRUB,
+        fixed_memory=bool(profile.nodes),
     )

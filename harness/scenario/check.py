@@ -90,6 +90,7 @@ class _Check:
             self._refused = frozenset(problem.key for problem in error.problems)
         self._known(("feature",), "feature", self._catalogue.features)
         profile = self._boot()
+        self._hypervisor(profile)
         self._domains(profile)
         names = frozenset(self._mapping("boot", "domains"))
         layers = None if profile is None else profile.layers | names
@@ -156,6 +157,22 @@ class _Check:
         elif type(value) is not settable[name]:
             self._add(path, f"must be {_TYPE_NAMES[settable[name]]}, got {described(value)}")
 
+    def _hypervisor(self, profile: ProfileSpec | None) -> None:
+        """What depends on there being a hypervisor, and on how the machine boots it."""
+        if profile is None:
+            return
+        if self._at("boot", "memory_mib") is not None and profile.fixed_memory:
+            self._add(("boot", "memory_mib"), f"the memory of {profile.name} is its nodes'", "remove it", at_key=True)
+        if self._at("boot", "dmar") is not None and not profile.tables:
+            self._add(("boot", "dmar"), f"the tables of {profile.name} cannot be replaced", at_key=True)
+        if self._list("boot", "hypervisor_args") and not profile.hypervisors:
+            self._add(("boot", "hypervisor_args"), f"{profile.name} has no hypervisor", at_key=True)
+        if self._at("boot", "until") is not None:
+            for path in ("load",), ("boot", "domains"):
+                if self._at(*path):
+                    hint = "without it the machine boots to a guest"
+                    self._add(path, "there is no guest at the end of this boot (boot.until)", hint, at_key=True)
+
     def _domains(self, profile: ProfileSpec | None) -> None:
         """What a profile's domains can be; their own ranges are the models' to judge."""
         if profile is None:
@@ -177,6 +194,8 @@ class _Check:
                 self._add((*path, "type"), f"{profile.name} has one type of domain only", "remove it", at_key=True)
             if self._at(*path, "virtio_mmio") and not profile.virtio_mmio:
                 self._add((*path, "virtio_mmio"), f"domains of {profile.name} cannot have virtio-mmio devices")
+            for index in range(len(self._list(*path, "pci"))):
+                self._known((*path, "pci", index), f"device of {profile.name} for a domain", profile.assignable)
         self._domain_memory(profile, domains)
 
     def _domain_memory(self, profile: ProfileSpec, domains: Mapping[str, Any]) -> None:
@@ -231,6 +250,9 @@ class _Check:
             elif name is not None:
                 lines[name] = line
                 evidence[name] = (verb.evidence if verb is not None else None) or _Anything
+            if verb is not None and verb.needs_guest and self._at("boot", "until") is not None:
+                message = f"{verb.name} needs a guest, and there is none at the end of this boot (boot.until)"
+                self._add(path, message, at_key=True)
             params = self._params(path, given or {}, verb) if verb is not None else None
             if verb is not None and params is not None:
                 self._references(path, verb, params, names)

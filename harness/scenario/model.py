@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel
 
 from harness.regex import PatternError, compiled
+from harness.scenario.dmar import Dmar
 from harness.scenario.expect import Expectation
 from harness.validate import fault, shown
 
@@ -97,6 +98,7 @@ Line = Annotated[
 Printable = Annotated[str, Field(max_length=256, pattern=r"^[ -~]*$")]
 Setting = bool | int | Printable
 KernelArg = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9_.]+(=[A-Za-z0-9_.,:@/+-]*)?$")]
+EventName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,80}\*?$")]
 DomainName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 ParameterName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
@@ -137,6 +139,8 @@ class Domain(FileModel):
     """How many virtio-mmio devices it has, for backends of the scenario's own."""
     kernel_args: Annotated[tuple[KernelArg, ...], Field(max_length=64)] = ()
     """Added to its kernel's command line."""
+    pci: Annotated[tuple[Name, ...], Field(max_length=8), AfterValidator(_distinct)] = ()
+    """Devices of the profile that it has to itself."""
 
 
 class Boot(FileModel):
@@ -156,6 +160,14 @@ class Boot(FileModel):
     """Added to the kernel's command line."""
     devices: dict[Name, dict[str, Setting]] = {}
     """Properties of the profile's devices, by device."""
+    dmar: Dmar | None = None
+    """The ACPI table that tells of IOMMUs, in place of the machine's own."""
+    hypervisor_args: Annotated[tuple[KernelArg, ...], Field(max_length=64)] = ()
+    """Added to the hypervisor's command line."""
+    until: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[ -~]*$")] | None = None
+    """Stop the machine when its console shows this text: no guest is there then, only steps that need none."""
+    trace: Annotated[tuple[EventName, ...], Field(max_length=32)] = ()
+    """QEMU's trace events that are on during the boot, beside the profile's."""
     hypervisor: Name | None = None
     """One of the hypervisors that the profile boots; its first by default."""
     domains: Annotated[dict[DomainName, Domain], Field(max_length=8)] = {}
@@ -260,6 +272,7 @@ class VerbSpec:
     :param evidence: the model of what it leaves; None when it leaves nothing.
     :param summary: one line for the JSON Schema.
     :param features: the features that it belongs to; none for a verb that every machine has.
+    :param needs_guest: whether it does something in a guest that takes commands.
     """
 
     name: str
@@ -267,6 +280,7 @@ class VerbSpec:
     evidence: type[BaseModel] | None
     summary: str
     features: frozenset[str] = frozenset()
+    needs_guest: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +296,9 @@ class ProfileSpec:
     :param domain_types: how domains can be virtualized, the default first; none where there is no choice.
     :param virtio_mmio: whether domains can have virtio-mmio devices.
     :param domain_memory_mib: what its memory leaves to all domains together.
+    :param assignable: the devices that a domain can have to itself.
+    :param tables: whether its ACPI tables can be replaced.
+    :param fixed_memory: whether its memory cannot be changed, because its nodes share it out.
     """
 
     name: str
@@ -294,6 +311,9 @@ class ProfileSpec:
     domain_types: tuple[str, ...] = ()
     virtio_mmio: bool = False
     domain_memory_mib: int = 0
+    assignable: frozenset[str] = frozenset()
+    tables: bool = False
+    fixed_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,8 +104,11 @@ class Context:
         return cast("S", self._kept[kind])
 
 
-def verb(name: str) -> Callable[[Callable[[Context, Any], Evidence | None]], Verb]:
-    """Make a function a verb. Its docstring's first line is what ``harness schema`` says of it."""
+def verb(name: str, *, needs_guest: bool = True) -> Callable[[Callable[[Context, Any], Evidence | None]], Verb]:
+    """Make a function a verb. Its docstring's first line is what ``harness schema`` says of it.
+
+    :param needs_guest: false for one that only looks at QEMU and at consoles.
+    """
 
     def wrap(function: Callable[[Context, Any], Evidence | None]) -> Verb:
         hints = get_type_hints(function)
@@ -117,6 +120,7 @@ def verb(name: str) -> Callable[[Callable[[Context, Any], Evidence | None]], Ver
             params=hints[params],
             evidence=None if evidence is type(None) else evidence,
             summary=summary,
+            needs_guest=needs_guest,
         )
         return Verb(spec, function)
 
