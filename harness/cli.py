@@ -1,4 +1,4 @@
-"""The command line: ``harness run | check | doctor | images | shell | schema``."""
+"""The command line: ``harness run | check | components | mutate | bisect | doctor | images | shell | schema``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,18 +17,27 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 
+from harness.command import (
+    SCENARIOS,
+    Accel,
+    AccelOption,
+    Keep,
+    Paths,
+    UnderTest,
+    build_progress,
+    command,
+    fail,
+    load_scenarios,
+    make_console,
+    print_error,
+    shown,
+)
 from harness.commands import register
-from harness.commands.base import command as _command
-from harness.commands.base import fail as _fail
-from harness.commands.base import make_console as _console
-from harness.commands.base import print_error as _print_error
-from harness.commands.base import print_problems as _print_problems
 from harness.commands.recording import HistoryOption, expectation, history_of_run, part_of, record_all
 from harness.doctor import State, diagnose, print_findings
 from harness.errors import HarnessError, UsageError
 from harness.plugin import Front
-from harness.progress import PlainProgress, RichProgress, SilentProgress
-from harness.progress import Progress as BuildProgress
+from harness.progress import SilentProgress
 from harness.report import summary
 from harness.report.progress import Expected, Silent, for_console
 from harness.report.repeats import print_repeats
@@ -39,6 +47,7 @@ from harness.runner import blank_result
 from harness.scenario.model import Scenario
 from harness.scenario.schema import json_schema
 from harness.shell import open_shell
+from harness.trials import bisect, components, mutate
 from harness.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -46,56 +55,9 @@ images_app = typer.Typer(no_args_is_help=True, help="The store of images.")
 app.add_typer(images_app, name="images")
 register(app)
 
-SCENARIOS = Path("scenarios")
-
-
-class Accel(StrEnum):
-    """What ``--accel`` takes."""
-
-    AUTO = "auto"
-    KVM = "kvm"
-    TCG = "tcg"
-
-
-class Keep(StrEnum):
-    """What ``--keep`` takes."""
-
-    NEVER = "never"
-    FAILED = "failed"
-    ALWAYS = "always"
-
-
-Paths = Annotated[list[Path] | None, typer.Argument(help="Scenario files and directories.", show_default="scenarios/")]
-AccelOption = Annotated[Accel, typer.Option(help="auto proves KVM and falls back to emulation.")]
-UnderTest = Annotated[
-    list[str] | None,
-    typer.Option("--under-test", metavar="COMPONENT=FILE", help="Load this module instead of the recipe's own."),
-]
-
-
-def _build_progress() -> BuildProgress:
-    return RichProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)
-
-
-def _shown(progress: BuildProgress) -> AbstractContextManager[object]:
-    """Show a bar while the block runs, where there is one."""
-    return progress if isinstance(progress, RichProgress) else nullcontext()
-
-
-def _load(console: Console, workspace: Workspace, paths: list[Path] | None) -> list[Scenario]:
-    """The scenarios, or the end: nothing runs while any file is wrong."""
-    for path in paths or []:
-        if not path.exists():
-            _fail(console, UsageError(f"{path} does not exist"), summary.USAGE)
-    scenarios, problems = workspace.load(paths or [SCENARIOS])
-    if problems:
-        _print_problems(console, problems)
-        raise typer.Exit(summary.USAGE)
-    return scenarios
-
 
 @app.command()
-@_command
+@command
 def run(
     paths: Paths = None,
     keyword: Annotated[str | None, typer.Option("-k", help="Only scenarios whose id matches.")] = None,
@@ -118,24 +80,25 @@ def run(
 
     Exit status: 0 all passed, 1 a scenario failed, 2 the harness or host failed, 3 nothing ran, 4 usage.
     """
-    console = _console()
-    workspace = Workspace(_build_progress())
-    _load(console, workspace, paths)
-    workspace.overrides(under_test or [])  # a wrong one is told before anything else is done
+    console = make_console()
+    workspace = Workspace(build_progress())
+    load_scenarios(console, workspace, paths)
+    overrides = workspace.overrides(under_test or [])  # a wrong one is told before anything else is done
     chosen = _selection(paths, keyword, tag)
     selected = _select(console, workspace, chosen)
+    workspace.check_used(overrides, selected)
     recorded = None if no_history else history_of_run(console, history)
     part = None if shard is None else part_of(selected, shard, recorded)
     selected = [item for item in selected if part is None or item.id in part.mine]
     front = Front(workspace, Silent(), part)
-    with _shown(workspace.progress):
-        refused = workspace.prepare(selected)
+    with shown(workspace.progress):
+        refused = workspace.prepare(selected, overrides)
     if refused and len(refused) == len(selected):
         error = next(iter(refused.values()))
         _tell_unprepared(front.facts, json_file, recorded, selected, results or Path("results"), refused)
-        _fail(console, error, summary.ERRORED)
+        fail(console, error, summary.ERRORED)
     for error in dict.fromkeys(refused.values()):
-        _print_error(console, error)
+        print_error(console, error)
     arguments = [*chosen, "-s", "-p", "no:tmpdir", "--accel", accel.value, "--keep", keep.value]
     files = {
         "--results": results,
@@ -217,6 +180,7 @@ def _run_pytest(console: Console, front: Front, arguments: list[str], expected: 
         summary.print_table(console, finished)
         summary.print_failures(console, finished)
         print_repeats(console, finished)
+        summary.print_under_test(console, finished)
         accel = summary.overall_accel(finished)
         console.print(f"\naccelerator: {accel['used']} ({accel['why']})", markup=False, highlight=False, soft_wrap=True)
     console.print(f"results: {front.results}", markup=False, highlight=False, soft_wrap=True)
@@ -237,19 +201,19 @@ def _status_of(console: Console, front: Front, ended: int | pytest.ExitCode) -> 
 
 
 @app.command()
-@_command
+@command
 def check(paths: Paths = None) -> None:
     """Validate scenario files; boot nothing."""
-    console = _console()
-    scenarios = _load(console, Workspace(SilentProgress()), paths)
+    console = make_console()
+    scenarios = load_scenarios(console, Workspace(SilentProgress()), paths)
     console.print(f"{len(scenarios)} scenarios, no problem", highlight=False)
 
 
 @app.command()
-@_command
+@command
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what this host can and cannot do, why, and the remedy."""
-    console = _console()
+    console = make_console()
     findings = diagnose(Workspace(SilentProgress()))
     if as_json:
         console.print_json(json.dumps([asdict(finding) for finding in findings]))
@@ -260,7 +224,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 @app.command()
-@_command
+@command
 def shell(
     scenario: Annotated[Path, typer.Argument(help="A scenario file.")],
     keyword: Annotated[str | None, typer.Option("-k", help="Which of its matrix rows.")] = None,
@@ -270,58 +234,65 @@ def shell(
 ) -> None:
     """Boot and load a scenario, then give its machine to a person; leaving ends it."""
     console = Console(stderr=True)
-    progress = _build_progress()
+    progress = build_progress()
     workspace = Workspace(progress)
-    scenarios = [item for item in _load(console, workspace, [scenario]) if keyword is None or keyword in item.id]
+    scenarios = [
+        item for item in load_scenarios(console, workspace, [scenario]) if keyword is None or keyword in item.id
+    ]
     if len(scenarios) != 1:
         rows = ", ".join(item.id for item in scenarios) or "none"
-        _fail(console, UsageError(f"one scenario is needed, these match: {rows}", hint="choose with -k"), summary.USAGE)
-    with _shown(progress):
+        fail(console, UsageError(f"one scenario is needed, these match: {rows}", hint="choose with -k"), summary.USAGE)
+    with shown(progress):
         for error in workspace.prepare(scenarios).values():
             raise error
     open_shell(console, workspace, scenarios[0], accel.value, under_test or [], on_console=on_console)
 
 
 @app.command()
-@_command
+@command
 def schema() -> None:
     """Print the JSON Schema of scenario files, for editors."""
     sys.stdout.write(json.dumps(json_schema(Workspace(SilentProgress()).catalogue), indent=2) + "\n")
 
 
 @images_app.command("build")
-@_command
+@command
 def images_build(
     names: Annotated[list[str] | None, typer.Argument(help="Machine profiles; all of them by default.")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Fetch the kernels again: the archive may have newer.")] = False,
 ) -> None:
     """Build what machine profiles boot, unless the store has it."""
-    console = _console()
-    workspace = Workspace(_build_progress())
+    console = make_console()
+    workspace = Workspace(build_progress())
     unknown = sorted(set(names or []) - set(workspace.profiles))
     if unknown:
         known = ", ".join(workspace.profiles)
-        _fail(console, UsageError(f"unknown machine profile {unknown[0]!r}", hint=f"known are: {known}"), summary.USAGE)
-    with _shown(workspace.progress):
+        fail(console, UsageError(f"unknown machine profile {unknown[0]!r}", hint=f"known are: {known}"), summary.USAGE)
+    with shown(workspace.progress):
         for name in names or workspace.profiles:
-            workspace.build_profile(workspace.profiles[name])
+            workspace.build_profile(workspace.profiles[name], anew=anew)
     console.print(f"images are in {workspace.store.root}", markup=False, highlight=False, soft_wrap=True)
 
 
 @images_app.command("list")
-@_command
+@command
 def images_list() -> None:
     """List what the store holds."""
-    print_store(_console(), Workspace(SilentProgress()).store)
+    print_store(make_console(), Workspace(SilentProgress()).store)
 
 
 @images_app.command("prune")
-@_command
+@command
 def images_prune(
     keep_days: Annotated[float, typer.Option(min=0, help="Keep what was used in the last so many days.")] = 30,
 ) -> None:
     """Remove images that were not used lately, and what killed builds left."""
     freed = Workspace(SilentProgress()).store.prune(keep_days=keep_days)
-    _console().print(f"freed {decimal(freed)}", highlight=False)
+    make_console().print(f"freed {decimal(freed)}", highlight=False)
+
+
+for trial in (components, mutate, bisect):
+    app.command()(trial)
 
 
 def main() -> None:

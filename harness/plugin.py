@@ -256,8 +256,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         dest="harness_under_test",
         action="append",
         default=[],
-        metavar="COMPONENT=FILE",
-        help="load this module instead of the recipe's own",
+        metavar="COMPONENT=SOURCE",
+        help="test this in place of the recipe's own: a built file, a patch, a source tree",
     )
 
 

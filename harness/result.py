@@ -101,11 +101,25 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class UnderTest:
-    """A component that was put in place of the recipe's own."""
+    """A component that was put in place of the recipe's own.
+
+    :param kind: ``file``, ``patches`` or ``tree``.
+    :param source: files or directory, as the user named them.
+    :param source_sha256: of the file, or of the patches; empty for a tree.
+    :param sha256: of what was booted or loaded: what was built of the source.
+    :param describe: what ``git describe`` says of the tree; empty where it is none of git's.
+    :param version: a module's vermagic, a kernel's release, or a hypervisor's version.
+    :param replaced: what it took the place of.
+    """
 
     component: str
+    kind: str
     source: str
+    source_sha256: str
     sha256: str
+    describe: str
+    version: str
+    replaced: str
 
 
 @dataclass(slots=True)

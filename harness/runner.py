@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from harness import strict_yaml
 from harness.deadline import Deadline, DeadlineExceeded
-from harness.errors import GuestCrash, GuestError, HarnessError, HostError
+from harness.errors import GuestCrash, GuestError, HarnessError, HostError, Unsupported
 from harness.images import Images
 from harness.images.under_test import Override
 from harness.interrupts import interrupts_deferred
@@ -22,11 +22,12 @@ from harness.machine.health import ProvokedCrash
 from harness.machine.saved import SavedMachines
 from harness.machine.spec import Profile
 from harness.oops import Blame, Report
-from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, UnderTest, Verdict, write_json
+from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, Verdict, write_json
 from harness.result_files import free_space, new_directory, unwritable
 from harness.scenario.model import Scenario, Step
 from harness.steps.base import Context, Verb
 from harness.testbed import Testbed
+from harness.under_test import components_of, recorded
 
 #: Of an unexpected exception's text, shown in the reason; the whole of it is in its file.
 _SAID_CHARS = 400
@@ -65,6 +66,7 @@ class Settings:
     :param saved: saved machines that scenarios go on from; None boots each cold.
     :param keep: whose logs stay; results and evidence always do.
     :param run: what results call this run of the harness.
+    :param fail_fast: end a scenario at the first assertion that its evidence so far refutes; the others stay unjudged.
     """
 
     images: Images
@@ -76,6 +78,7 @@ class Settings:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     keep: Literal["never", "failed", "always"] = "always"
     run: str = ""
+    fail_fast: bool = False
 
 
 class Runner:
@@ -232,7 +235,7 @@ class _Run:
         profile = self._settings.profiles[self._scenario.boot.machine]
         accelerator = self._settings.accelerator(profile.arch)
         self._result.accel = {"used": accelerator.name, "why": accelerator.why}
-        used = {item.module for item in self._scenario.load}
+        used = components_of(self._scenario, profile)
         overrides = {name: item for name, item in self._settings.overrides.items() if name in used}
         return Testbed(
             self._scenario,
@@ -260,9 +263,7 @@ class _Run:
     def _phases(self, testbed: Testbed) -> None:
         with self._phase("build"):
             testbed.prepare()
-            self._result.under_test = [
-                UnderTest(item.component, str(item.source), item.sha256) for item in testbed.overrides.values()
-            ]
+            self._result.under_test = [recorded(tested) for tested in testbed.tested]
         started = time.monotonic()
         testbed.await_room(lambda: self._observer.phase(self._scenario, "wait"))
         self._result.seconds.wait = time.monotonic() - started
@@ -283,6 +284,8 @@ class _Run:
                         self._drive(context, step)
                 except ProvokedCrash as end:
                     self._accept(end, step, last=number == len(self._scenario.drive))
+                if self._settings.fail_fast and self._refuted(so_far=True):
+                    break
         with self._phase("assert"):
             self._judge()
 
@@ -313,12 +316,17 @@ class _Run:
             end.hint = f"a step that ends the machine leaves no evidence: nothing can be asserted on {step.name}"
             raise end
 
+    def _refuted(self, *, so_far: bool) -> list[FailedAssertion]:
+        """The assertions that do not hold: of all, or of those whose evidence is there."""
+        evidence = self._result.evidence
+        judged = [item for item in self._scenario.assertions if not so_far or set(item.roots) <= set(evidence)]
+        verdicts = [item.judge(evidence) for item in judged]
+        return [FailedAssertion(item.expression, item.values, item.error) for item in verdicts if not item.holds]
+
     def _judge(self) -> None:
         result = self._result
-        for assertion in self._scenario.assertions:
-            verdict = assertion.judge(result.evidence)
-            if not verdict.holds:
-                result.failed_assertions.append(FailedAssertion(verdict.expression, verdict.values, verdict.error))
+        early = self._refuted(so_far=True) if self._settings.fail_fast else []
+        result.failed_assertions += early or self._refuted(so_far=False)
         result.verdict = Verdict.FAIL if result.failed_assertions else Verdict.PASS
         self._judged = True
         if result.failed_assertions:
@@ -343,7 +351,9 @@ class _Run:
         """Turn what was raised into a verdict. A crash on a console outweighs what it led to."""
         result = self._result
         story = "\n".join([error.explain(), *(f"  {note}" for note in getattr(error, "__notes__", ()))])
-        if isinstance(error, GuestCrash):
+        if isinstance(error, Unsupported) and not self._crashed_by_product():
+            result.verdict, result.reason = Verdict.SKIP, story
+        elif isinstance(error, GuestCrash):
             result.verdict, result.reason = Verdict.FAIL, story
         elif isinstance(error, GuestError | DeadlineExceeded) and self._crashed_by_product():
             result.verdict, result.reason = Verdict.FAIL, f"{result.reason}\n  which led to: {story}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,20 +12,25 @@ from typing import Any, Self
 
 from harness.deadline import Deadline
 from harness.errors import HostError
-from harness.images import Images
-from harness.images.under_test import Override, override_segment
+from harness.guest.xen import Domain, DomainPlan
+from harness.images import Images, Kernel
+from harness.images.under_test import KERNEL, XEN, Candidate, Override
 from harness.machine.accel import Accelerator
 from harness.machine.admission import admitted, host_capacity, need_of
+from harness.machine.domain_console import DomainConsole
+from harness.machine.initrd import DOMAIN_INITRD, DOMAIN_KERNEL, DomainFiles
 from harness.machine.machine import BootFiles, Machine, Timings
 from harness.machine.process import is_running
 from harness.machine.repro import write_repro
 from harness.machine.saved import Key, SavedMachines
 from harness.machine.scratch import scratch_directory
-from harness.machine.spec import Plan, Profile
+from harness.machine.spec import GRUB, Plan, Profile
 from harness.oops import Report
 from harness.places import cache_root
 from harness.regex import compiled
-from harness.scenario.model import Scenario
+from harness.scenario.model import Domain as DomainWishes
+from harness.scenario.model import ModuleLoad, Scenario
+from harness.under_test import Candidates
 
 _LOAD_TIMEOUT_S = 20
 #: What takes less is done again sooner than a machine is saved and taken up.
@@ -74,10 +79,13 @@ class Testbed:
         self._images = images
         self.overrides = overrides
         self._stack = ExitStack()
+        self._candidates: list[Candidates] = []
+        self.domains: dict[str, Domain] = {}
         self._scratch: Path | None = None
         self._machine: Machine | None = None
-        self._saved = None if scenario.boot.fresh else saved
+        self._saved = None if scenario.boot.fresh or scenario.boot.until else saved
         self._loaded: list[LoadedModule] | None = None
+        self._domains_s = 0.0
         self.start = "cold"
         self._tolerated = [(rule.layer, compiled(rule.title)) for rule in scenario.allow_crash]
 
@@ -93,6 +101,7 @@ class Testbed:
     def stop(self) -> None:
         """End the machine, keeping its logs in reach."""
         if self._machine is not None:
+            self._machine.catch_up()
             self._machine.kill()
 
     def close(self) -> None:
@@ -112,6 +121,12 @@ class Testbed:
         return self._scratch
 
     @property
+    def tested(self) -> list[Candidate]:
+        """The components under test, as they were booted or loaded."""
+        every = {item.override.component: item for candidates in self._candidates for item in candidates.all}
+        return list(every.values())
+
+    @property
     def machine(self) -> Machine:
         """The booted machine."""
         if self._machine is None:
@@ -128,11 +143,6 @@ class Testbed:
         """Have the images at hand: from the store, or built now."""
         boot, profile = self.scenario.boot, self.profile
         kernel = self._images.kernel(boot.kernel or profile.kernels[0], profile.arch)
-        rootfs = self._images.rootfs(profile.rootfs, profile.arch)
-        wanted = sorted({item.module for item in self.scenario.load})
-        segments = [rootfs, self._images.segment(kernel, profile.early_modules, wanted)]
-        if self.overrides:
-            segments.append(self._override_segment(kernel.release))
         plan = Plan(
             profile=profile,
             kernel=boot.kernel or profile.kernels[0],
@@ -141,23 +151,28 @@ class Testbed:
             kernel_args=tuple(boot.kernel_args),
             devices=boot.devices,
             cpu=boot.cpu,
+            hypervisor_args=boot.hypervisor_args,
+            dmar=boot.dmar,
+            until=boot.until,
+            trace=boot.trace,
         )
-        self.versions["kernel"] = kernel.release
+        files = self._boot_files(kernel)
+        self.versions["kernel"] = self._candidates[0].release
         self.versions.update(self._images.hashes(kernel, profile.rootfs, profile.arch))
+        self.versions.update(self._candidates[0].kernel_sha256)
         self._machine = self._stack.enter_context(
             Machine(
                 plan,
-                BootFiles(kernel.image, tuple(segments)),
+                files,
                 self.accelerator,
                 results=self.results,
                 scratch=self.scratch,
                 tolerated=self.tolerates,
             )
         )
+        for name, wishes in boot.domains.items():
+            self._add_domain(self._machine, name, wishes)
         write_repro(self.results / "repro.sh", self._machine)
-
-    def _override_segment(self, release: str) -> Path:
-        return override_segment(self.overrides, self.profile.arch, release, self.scratch / "override.cpio")
 
     def await_room(self, on_wait: Callable[[], None]) -> None:
         """Wait until this host has room for one more machine.
@@ -167,20 +182,95 @@ class Testbed:
         need = need_of(self.machine.plan, self.accelerator.name)
         self._stack.enter_context(admitted(cache_root() / "admission", need, host_capacity(), on_wait))
 
+    def _boot_files(self, kernel: Kernel) -> BootFiles:
+        boot, profile, xen = self.scenario.boot, self.profile, self.profile.hypervisor
+        rootfs = self._images.rootfs(profile.rootfs, profile.arch)
+        name = None if xen is None else boot.hypervisor or xen.names[0]
+        own = {item.module for item in self.scenario.load if item.layer == profile.layer}
+        main = self._add_candidates(kernel, profile.early_modules, own, hypervisor=name)
+        if xen is None:
+            return BootFiles(main.kernel_image, (rootfs, main.segment))
+        hypervisor, version = main.hypervisor
+        self.versions["hypervisor"] = f"{name} {version}"
+        segments = (rootfs, self._images.rootfs(xen.tools, profile.arch), main.segment)
+        domain = None
+        if boot.domains:
+            theirs = {item.module for item in self.scenario.load if item.layer != profile.layer}
+            domains = self._add_candidates(kernel, (), theirs, late=False)
+            domain = DomainFiles(domains.kernel_image, (rootfs, domains.segment))
+        if xen.loader != GRUB:
+            return BootFiles(main.kernel_image, segments, hypervisor, domain)
+        image = main.kernel_image if KERNEL in self.overrides else kernel.vmlinuz
+        return BootFiles(image, segments, hypervisor, domain, self._images.bootloader(GRUB))
+
+    def _add_candidates(
+        self,
+        kernel: Kernel,
+        early: Sequence[str],
+        modules: Set[str],
+        *,
+        hypervisor: str | None = None,
+        late: bool = True,
+    ) -> Candidates:
+        """What one kind of guest boots and loads: the machine's own first, then the domains."""
+        used = {KERNEL, *modules} | ({XEN} if hypervisor else set())
+        overrides = {name: item for name, item in self.overrides.items() if name in used}
+        candidates = Candidates(self._images, overrides, kernel, early, sorted(modules), hypervisor, late=late)
+        self._candidates.append(candidates)
+        return candidates
+
+    def _add_domain(self, machine: Machine, name: str, wishes: DomainWishes) -> None:
+        """A domain that is to be created, or runs already where a saved machine goes on."""
+        xen = self.profile.hypervisor
+        assert xen is not None, "scenarios are checked before they run"
+        plan = DomainPlan(
+            name=name,
+            kernel=f"/{DOMAIN_KERNEL}",
+            ramdisk=f"/{DOMAIN_INITRD}",
+            command_line=" ".join((*xen.domain_args, *wishes.kernel_args)),
+            vcpus=wishes.vcpus,
+            memory_mib=wishes.memory_mib,
+            type=wishes.type or (xen.domain_types[0] if xen.domain_types else None),
+            virtio_mmio=wishes.virtio_mmio,
+            pci=tuple(xen.assignable[device] for device in wishes.pci),
+        )
+        domain = self.domains[name] = Domain(plan, machine)
+        machine.watch(DomainConsole(name, self.results / f"console-{name}.log", domain.console_log))
+
     def boot(self) -> None:
         """Have a machine that takes commands: booted, or a saved one that goes on."""
         if not (self._take_up(self._stage_loaded) or self._take_up(self._stage_booted)):
             self.machine.boot()
             self._save(self._stage_booted, self.timings.first_command)
         self.versions["qemu"] = self.machine.monitor.qemu_version()
+        if self._loaded is None:
+            started = time.monotonic()
+            self.create_domains()
+            self._domains_s = time.monotonic() - started
+
+    def create_domains(self) -> None:
+        """Create the scenario's domains and wait until they answer.
+
+        :raises CommandFailed: xl refuses one.
+        :raises GuestHang: one does not come up.
+        """
+        timeout_s = self.profile.boot_timeout_s * self.machine.time_factor
+        for domain in self.domains.values():
+            domain.create(Deadline.after(timeout_s, f"domain {domain.name} to be created"))
+        for domain in self.domains.values():
+            domain.wait(Deadline.after(timeout_s, f"domain {domain.name} to come up"))
 
     def load(self) -> list[LoadedModule]:
         """Load the scenario's modules, each with what it depends on."""
         if self._loaded is None:
             started = time.monotonic()
-            self._loaded = [self.load_module(item.layer, item.module, item.parameters) for item in self.scenario.load]
-            self._save(self._stage_loaded, time.monotonic() - started)
+            self._loaded = [self.load_module(item.layer, item.module, item.parameters) for item in self._load_now]
+            self._save(self._stage_loaded, self._domains_s + time.monotonic() - started)
         return self._loaded
+
+    @property
+    def _load_now(self) -> list[ModuleLoad]:
+        return [item for item in self.scenario.load if not item.later]
 
     def load_module(self, layer: str, module: str, parameters: Mapping[str, Any]) -> LoadedModule:
         """Load one module in a guest.
@@ -188,8 +278,17 @@ class Testbed:
         :raises CommandFailed: when the kernel refuses it; its log says why.
         """
         deadline = Deadline.after(_LOAD_TIMEOUT_S * self.machine.time_factor, f"module {module} to load")
-        answer = self.machine.call("modules.load", deadline=deadline, name=module, parameters=dict(parameters))
+        candidates = self._candidates[-1 if layer in self.domains else 0]
+        candidates.bring(self.machine, module, deadline)
+        answer = self.call("modules.load", layer=layer, deadline=deadline, name=module, parameters=dict(parameters))
+        candidates.check_loaded(module, answer["build_id"])
         return LoadedModule(layer, module, tuple(answer["order"]), answer["build_id"])
+
+    def call(self, function: str, *, layer: str | None, deadline: Deadline, **arguments: Any) -> Any:
+        """Call a probe function in a guest: the one that QEMU boots, unless the layer is a domain's."""
+        if layer in self.domains:
+            return self.domains[layer].call(function, deadline=deadline, **arguments)
+        return self.machine.call(function, deadline=deadline, **arguments)
 
     # -- saved machines ------------------------------------------------------------------------------------
 
@@ -199,7 +298,12 @@ class Testbed:
 
     @property
     def _stage_loaded(self) -> dict[str, Any]:
-        return {"load": [[item.layer, item.module, dict(item.parameters)] for item in self.scenario.load]}
+        late = self._candidates[0].fingerprint() if self._candidates else {}
+        return {
+            "domains": {name: asdict(domain.plan) for name, domain in self.domains.items()},
+            "load": [[item.layer, item.module, dict(item.parameters)] for item in self._load_now],
+            **({"under_test": late} if late else {}),
+        }
 
     def _take_up(self, stage: dict[str, Any]) -> bool:
         """Let a machine that was saved at that stage go on; tells whether there is one."""

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.commands.base import command, make_console, print_problems
+from harness.command import command, make_console, print_problems
 from harness.commands.report import gather
 from harness.errors import ScenarioError
 from harness.records.read import ReadScenario, read_any

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from harness.commands.base import command, fail, make_console, print_problems
+from harness.command import command, fail, make_console, print_problems
 from harness.errors import HarnessError, ScenarioError, UsageError
 from harness.gate.judge import Decision, Judge, Ruling, State
 from harness.gate.policy import read_policy
@@ -71,7 +71,7 @@ def _decide(policy_file: Path, summaries: Iterable[Path], history: Path | None, 
     catalogue, problems = workspace.load([directory])
     if problems:
         raise ScenarioError(problems)
-    policy, _ = read_policy(policy_file, catalogue, workspace.catalogue.modules | {"kernel", "xen"})
+    policy, _ = read_policy(policy_file, catalogue, workspace.components)
     outcomes, mutations = _evidence(list(summaries), history)
     return Judge(policy, catalogue, outcomes, mutations, datetime.now(UTC)).decide()
 

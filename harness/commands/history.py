@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.commands.base import command, make_console
+from harness.command import command, make_console
 from harness.commands.recording import HistoryOption
 from harness.errors import UsageError
 from harness.records.history import History, default_history

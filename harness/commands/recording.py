@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from harness.commands.base import print_error
+from harness.command import print_error
 from harness.errors import HarnessError
 from harness.records.history import History, default_history
 from harness.records.recorder import Recorder

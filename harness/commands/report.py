@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.commands.base import command, make_console
+from harness.command import command, make_console
 from harness.commands.recording import HistoryOption
 from harness.errors import UsageError
 from harness.records.history import History, default_history

@@ -33,13 +33,30 @@ def packed(tree: Tree) -> bytes:
     return out.getvalue()
 
 
-def _write(out: IO[bytes], number: int, path: str, node: Node) -> int:
-    """Write one entry and give its length, which is a multiple of four."""
+def file_header(number: int, path: str, size: int) -> bytes:
+    """What stands before a plain file's contents in an archive; these are padded to a multiple of four bytes.
+
+    :param number: of the entry, counted from 1.
+    """
+    return _header(number, path, Node(stat.S_IFREG | 0o644), size)
+
+
+def end() -> bytes:
+    """What stands at the end of an archive."""
+    return _header(0, _TRAILER, Node(0), 0)
+
+
+def _header(number: int, path: str, node: Node, size: int) -> bytes:
     name = path.encode() + b"\0"
     links = 2 if stat.S_ISDIR(node.mode) else 1
-    fields = (number, node.mode, 0, 0, links, 0, len(node.data), 0, 0, *node.rdev, len(name), 0)
+    fields = (number, node.mode, 0, 0, links, 0, size, 0, 0, *node.rdev, len(name), 0)
     header = _MAGIC + b"".join(b"%08x" % field for field in fields) + name
-    entry = header.ljust(_aligned(len(header)), b"\0") + node.data
+    return header.ljust(_aligned(len(header)), b"\0")
+
+
+def _write(out: IO[bytes], number: int, path: str, node: Node) -> int:
+    """Write one entry and give its length, which is a multiple of four."""
+    entry = _header(number, path, node, len(node.data)) + node.data
     out.write(entry.ljust(_aligned(len(entry)), b"\0"))
     return _aligned(len(entry))
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import IO
 
 from harness.deadline import Deadline
+from harness.errors import HostError
 from harness.images import tools
+from harness.images.arch import ABIS, Arch
 
 _HINT = "the package is damaged, or this dpkg is too old for its compression"
 
@@ -30,3 +32,15 @@ def extract(debs: Iterable[Path], root: Path, deadline: Deadline) -> None:
     """Unpack packages into a directory of this host, to run what is in them."""
     for deb in debs:
         tools.run(["dpkg-deb", "--extract", deb, root], hint=_HINT, deadline=deadline)
+
+
+def launcher(root: Path, arch: Arch) -> list[str | Path]:
+    """How to start a program of an unpacked root with its own C library instead of the host's: what goes before it.
+
+    :raises HostError: there is no C library.
+    """
+    libraries = [root / prefix / ABIS[arch].multiarch for prefix in ("lib", "usr/lib")]
+    linkers = [path / ABIS[arch].linker for path in libraries if (path / ABIS[arch].linker).exists()]
+    if not linkers:
+        raise HostError("the packages bring no C library to run their programs with", hint="they need libc6")
+    return [linkers[0], "--library-path", ":".join(map(str, libraries))]

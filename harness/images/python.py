@@ -11,7 +11,8 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images import tools
-from harness.images.arch import ABIS, Arch
+from harness.images.arch import Arch
+from harness.images.debs import launcher
 from harness.images.tree import Tree
 
 _COMPILE = """
@@ -54,11 +55,9 @@ def compile_library(tree: Tree, root: Path, arch: Arch, scratch: Path, deadline:
 def _interpreter(root: Path, arch: Arch) -> list[str | Path]:
     """How to start the Python in ``root`` with its own C library instead of the host's."""
     pythons = sorted(root.glob("usr/bin/python3.*"))
-    libraries = [root / prefix / ABIS[arch].multiarch for prefix in ("lib", "usr/lib")]
-    linkers = [path / ABIS[arch].linker for path in libraries if (path / ABIS[arch].linker).exists()]
-    if not pythons or not linkers:
+    if not pythons:
         raise HostError(
             "the root file system's packages bring no Python to compile its library with",
             hint="the recipe's packages need python3-minimal",
         )
-    return [linkers[0], "--library-path", ":".join(map(str, libraries)), pythons[0]]
+    return [*launcher(root, arch), pythons[0]]

@@ -3,10 +3,12 @@
 ::
 
     objects/<sha256>        files, read-only, named by their content
+    trees/<key>/            directories, such as a compiler's root, by the entry that they belong to
     entries/<key>.json      manifests, named by the hash of everything that went in
     locks/<key>.lock        held by whoever builds an entry
     tmp/<random>/           a builder's workspace, with tmp/<random>.lock held while it lives
     debs/, apt/             downloaded packages and apt's lists: see harness.images.apt
+    work/                   build directories that stay: see harness.images.incremental
 
 A manifest is written after its objects are on the disk, and every file appears by rename, so a builder that is killed
 at any moment leaves nothing that looks whole.
@@ -36,7 +38,7 @@ from harness.errors import HostError
 from harness.images.locks import held
 from harness.images.manifest import Manifest, Package, key_of
 from harness.images.objects import DamagedObject, Objects
-from harness.images.pruning import prune
+from harness.images.pruning import prune, size_of
 from harness.images.workspace import sweep, workspace
 from harness.places import CACHE_VARIABLE, cache_root
 from harness.progress import Progress
@@ -53,6 +55,7 @@ class Built:
     :param facts: what the builder found out.
     :param private: whether only this user may read the files.
     :param durable: whether they must survive a loss of power; what is made again in seconds need not.
+    :param tree: a directory in the workspace; it is moved into the store as it is.
     """
 
     files: Mapping[str, Path]
@@ -60,12 +63,19 @@ class Built:
     facts: Mapping[str, str] = field(default_factory=dict)
     private: bool = False
     durable: bool = True
+    tree: Path | None = None
 
 
 class Entry(Manifest):
     """Something in the store. While the store object lives, no other process prunes it."""
 
     _objects: Objects = PrivateAttr()
+    _tree: Path = PrivateAttr()
+
+    @property
+    def tree(self) -> Path:
+        """Its directory. Whoever uses it must not write to it."""
+        return self._tree
 
     def path(self, name: str) -> Path:
         """One of its files, compared with its hash first.
@@ -88,6 +98,7 @@ class Store:
         self.root = root or cache_root()
         self._entries = self.root / "entries"
         self._locks = self.root / "locks"
+        self._trees = self.root / "trees"
         self._temporary = self.root / "tmp"
         self._objects = Objects(self.root / "objects")
         self._in_use: dict[str, int] = {}
@@ -103,11 +114,13 @@ class Store:
         progress: Progress,
         *,
         need: Collection[str] = (),
+        anew: bool = False,
     ) -> Entry:
         """The entry that these inputs make; built if it is not there, once, however many processes ask.
 
         :param build: gets an empty directory to work in, and by when it must be done.
         :param need: files that are compared with their hashes now, so that a damaged one is built again.
+        :param anew: build it even if it is there.
         :raises HostError: it cannot be built; nothing of the attempt is left.
         """
         what = f"{kind} {name} for {arch}"
@@ -116,12 +129,12 @@ class Store:
         with self._explained(what):
             self._prepare()
             with suppress(DamagedObject):
-                if (entry := self._usable(key, need)) is not None:
+                if not anew and (entry := self._usable(key, need)) is not None:
                     return entry
             lock = self._locks / f"{key}.lock"
             with held(lock, deadline, lambda: progress.message(f"waiting for another process to build {what}")):
                 try:
-                    if (entry := self._usable(key, need)) is not None:
+                    if not anew and (entry := self._usable(key, need)) is not None:
                         return entry
                 except DamagedObject as error:
                     progress.message(f"{what}: {error.message}; building it again")
@@ -190,11 +203,11 @@ class Store:
 
     def disk_usage(self) -> int:
         """How many bytes the store takes, downloads included."""
-        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        return size_of(self.root)
 
     def _prepare(self) -> None:
         """Make the directories, and clear away what killed builders left."""
-        for directory in (self._entries, self._locks, self._temporary, self.root / "objects"):
+        for directory in (self._entries, self._locks, self._temporary, self._trees, self.root / "objects"):
             directory.mkdir(parents=True, exist_ok=True)
         sweep(self._temporary)
 
@@ -202,12 +215,18 @@ class Store:
         self, directory: Path, key: str, built: Built, what: tuple[str, str, str, dict[str, Any]], seconds: float
     ) -> None:
         """Move a builder's files in, then say so in a manifest."""
+        tree_bytes = 0 if built.tree is None else size_of(built.tree)
         # Against a pruner that would take the objects for garbage, because no manifest names them yet.
         with held(self.root / "commit.lock", Deadline.after(60, "the store's lock")):
             how = {"private": built.private, "durable": built.durable}
             files = {name: self._objects.put(path, **how) for name, path in built.files.items()}
             if built.durable:
                 _sync(self.root / "objects")
+            if built.tree is not None:
+                # Of a builder that died before it could say so in a manifest.
+                shutil.rmtree(self._trees / key, ignore_errors=True)
+                built.tree.replace(self._trees / key)
+                _sync(self._trees)
             kind, name, arch, inputs = what
             manifest = Manifest(
                 key=key,
@@ -220,6 +239,7 @@ class Store:
                 files=files,
                 packages=tuple(built.packages),
                 facts=dict(built.facts),
+                tree_bytes=None if built.tree is None else tree_bytes,
             )
             draft = directory / "manifest.json"
             with draft.open("w", encoding="utf-8") as stream:
@@ -245,6 +265,8 @@ class Store:
         for name, file in entry.files.items():
             if not self._objects.present(file):
                 raise DamagedObject(f"{name} is gone or cut short")
+        if entry.tree_bytes is not None and not entry.tree.is_dir():
+            raise DamagedObject("its directory is gone")
         for name in need:
             entry.path(name)
         os.utime(path)
@@ -276,6 +298,7 @@ class Store:
         except (FileNotFoundError, ValidationError):
             return None
         entry._objects = self._objects
+        entry._tree = self._trees / entry.key
         return entry
 
     @contextmanager

@@ -7,7 +7,7 @@ import shlex
 import socket
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +19,12 @@ from harness.guest.identity import Identity
 from harness.guest.probe import Probe
 from harness.guest.ssh import Journal, Ssh
 from harness.machine.accel import Accelerator
+from harness.machine.boot_disk import check_table, disk_of, write_disk
 from harness.machine.console import Console
+from harness.machine.domain_console import DomainConsole
+from harness.machine.drives import write_drive
 from harness.machine.health import END_S, Health
-from harness.machine.initrd import write_initrd
+from harness.machine.initrd import DomainFiles, write_initrd
 from harness.machine.process import Process
 from harness.machine.qmp import Monitor, MonitorLost
 from harness.machine.remedies import blame_age
@@ -31,6 +34,7 @@ from harness.oops import Report
 
 READY = b"harness: ready"
 _MONITOR_TIMEOUT_S = 30
+_LAST_WORDS_S = 1.0
 
 
 @dataclass(slots=True)
@@ -44,10 +48,24 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class BootFiles:
-    """What QEMU boots: a kernel and the segments that make up its initramfs, in order."""
+    """What QEMU boots: a kernel and the segments that make up its initramfs, in order.
+
+    :param hypervisor: what goes under the kernel.
+    :param loader: the boot loader that loads all of it, where QEMU does not.
+    :param domain: what the domains of the hypervisor boot; it is carried in the initramfs.
+    """
 
     kernel: Path
     segments: tuple[Path, ...]
+    hypervisor: Path | None = None
+    domain: DomainFiles | None = None
+    loader: Path | None = None
+
+    @property
+    def every(self) -> tuple[Path, ...]:
+        """All of them."""
+        more = tuple(path for path in (self.hypervisor, self.loader) if path is not None)
+        return (self.kernel, *self.segments, *more, *(() if self.domain is None else self.domain.every))
 
 
 @dataclass(slots=True)
@@ -71,7 +89,6 @@ def new_mac() -> str:
 class Machine:
     """One guest under QEMU. A context manager: QEMU does not outlive the block.
 
-    :param layer: the guest's name in consoles, evidence and errors.
     :param results: directory for logs; they stay.
     :param scratch: directory for sockets and temporary files; it goes.
     :param tolerated: whether a crash report is one that the scenario provokes on purpose.
@@ -87,29 +104,33 @@ class Machine:
         *,
         results: Path,
         scratch: Path,
-        layer: str = "guest",
         tolerated: Callable[[Report], bool] = lambda _: False,
     ) -> None:
         self.plan = plan
         self.files = files
         self.accelerator = accelerator
-        self.layer = layer
+        self.layer = layer = plan.profile.layer
         self.results = results
         self.identity = Identity.generate()
         self.timings = Timings()
         self.journal = Journal(results / "ssh.jsonl")
         self.console_socket = scratch / "console"
-        self.console = Console(layer, "linux", results / f"console-{layer}.log", self.console_socket)
+        also = [("xen", "xen")] if plan.profile.hypervisor else []
+        self.console = Console(layer, "linux", results / f"console-{layer}.log", self.console_socket, also)
         self.qemu_output = Console("qemu", "qemu", results / "qemu.log")
         self.health = Health(layer, (self.console, self.qemu_output), self.qemu_output, tolerated)
         self.scratch = scratch
         self.pids: list[int] = []
         self._running: _Running | None = None
+        self._domain_consoles: list[DomainConsole] = []
         self.agent_stays = False
         self._starts = 0
         self._wiring = Wiring(
             kernel=str(files.kernel),
             initrd=str(scratch / "initrd"),
+            hypervisor=None if files.hypervisor is None else str(files.hypervisor),
+            disk=None if files.loader is None else str(scratch / "boot-disk"),
+            drives=str(scratch),
             mac=new_mac(),
             console_socket=str(self.console_socket),
             console_log=str(self.console.log),
@@ -136,31 +157,45 @@ class Machine:
     # -- start and end -------------------------------------------------------------------------------------
 
     def boot(self) -> None:
-        """Start QEMU and wait until the guest takes commands.
+        """Start QEMU and wait until the guest takes commands, or until the console shows what the plan waits for.
 
         :raises HostError: QEMU cannot be started, or ended.
         :raises BootError: the guest is not there in time, or its image is at fault.
         :raises GuestCrash: the guest's kernel crashed on the way.
         """
         self.agent_stays = False
-        write_initrd(Path(self._wiring.initrd), self.files.segments, self.identity)
+        until = self.plan.until
+        if until is None:
+            write_initrd(Path(self._wiring.initrd), self.files.segments, self.identity, self.files.domain)
         timeout_s = self.plan.profile.boot_timeout_s * self.time_factor
         deadline = Deadline.after(timeout_s, f"the guest to boot ({timeout_s:.0f} s under {self.accelerator.name})")
         self.start()
         try:
-            self.console.wait_for(READY, deadline, self.check)
+            self.console.wait_for(READY if until is None else until.encode(), deadline, self.check)
             self.timings.ready = self.elapsed()
-            self.ssh(deadline)
+            if until is None:
+                self.ssh(deadline)
         except (DeadlineExceeded, GuestHang) as error:
             silent = f": {error.message}" if isinstance(error, GuestHang) else ""
+            missed = "the guest did not come up" if until is None else f"the console did not show {until!r}"
             raise BootError(
-                f"the guest did not come up in {timeout_s:.0f} s{silent}",
+                f"{missed} in {timeout_s:.0f} s{silent}",
                 layer=self.layer,
                 tail=self.console.tail(),
                 log=self.console.log,
                 hint="the console's last lines say how far it came; a loaded host needs more time",
             ) from None
-        self.is_up()
+        if until is not None:
+            self._stand_still()
+        check_table(self.plan.dmar, self.console)
+        if until is None:
+            self.tracer.switch_off(*self.plan.trace)
+            self.is_up()
+
+    def _stand_still(self) -> None:
+        """Stop the machine as it is, for steps to look at."""
+        self._live.stack.enter_context(self.pausing())
+        self.monitor.execute("stop")
 
     def is_up(self) -> None:
         """The guest takes commands; from now on it is steps that provoke what happens."""
@@ -179,6 +214,7 @@ class Machine:
         """
         if incoming:  # what the guest once read from it is in its memory
             Path(self._wiring.initrd).touch()
+        self._write_disks()
         ours, theirs = socket.socketpair()
         self._starts += 1
         # QEMU truncates its log when it starts, so a restored machine gets another one.
@@ -203,6 +239,14 @@ class Machine:
         self._running = _Running(process, monitor, Tracer(monitor, log), started)
         self.health.begin(process, monitor)
         self.timings.monitor = self.elapsed()
+
+    def _write_disks(self) -> None:
+        """Make the files that the machine's disks are kept in. A saved machine has not written to them yet."""
+        for name, drive in self.plan.profile.drives.items():
+            write_drive(self.scratch / name, drive.size_mib << 20)
+        if self._wiring.disk is not None:
+            initrd = None if self.plan.until is not None else Path(self._wiring.initrd)
+            write_disk(Path(self._wiring.disk), disk_of(self.plan, self.files, initrd))
 
     def _silent(self, process: Process) -> HarnessError:
         """Why QEMU does not talk. Its monitor closes a moment before its end is seen; if it does not end, end it."""
@@ -257,6 +301,8 @@ class Machine:
     def ssh(self, deadline: Deadline) -> Ssh:
         """The connection to the guest; made at first use."""
         live = self._live
+        if self.plan.until is not None:
+            raise HostError("no guest takes commands: the boot ends before there is one (boot.until)", layer=self.layer)
         if live.ssh is None:
             live.ssh = Ssh.connect(
                 self.monitor.forwarded_port(),
@@ -266,7 +312,24 @@ class Machine:
                 check=self.check,
                 deadline=deadline,
             )
+            for console in self._domain_consoles:
+                console.follow(live.ssh, deadline)
         return live.ssh
+
+    def watch(self, console: DomainConsole) -> None:
+        """Bring a domain's console here as it grows, and scan it for crashes."""
+        self._domain_consoles.append(console)
+        self.health.watch(console)
+
+    def catch_up(self) -> None:
+        """Bring what the domains' consoles have printed up to now; as far as the machine still talks."""
+        live = self._running
+        if live is None or live.ssh is None or not self._domain_consoles:
+            return
+        deadline = Deadline.after(_LAST_WORDS_S * self.time_factor, "the last words of domains")
+        for console in self._domain_consoles:
+            with suppress(HarnessError):
+                console.catch_up(live.ssh, deadline)
 
     def call(self, function: str, *, deadline: Deadline, **arguments: Any) -> Any:
         """Call a probe function in the guest; the agent is started at first use."""

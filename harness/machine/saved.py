@@ -27,6 +27,7 @@ from harness.deadline import Deadline
 from harness.errors import HarnessError, HostError
 from harness.guest.identity import Identity
 from harness.images.store import Built, Entry, Store
+from harness.machine.boot_disk import loads
 from harness.machine.initrd import probes_segment
 from harness.machine.machine import Machine
 from harness.machine.snapshot import fork, take_up
@@ -56,14 +57,22 @@ def depends_on(machine: Machine, sha256_of: Callable[[Path], str]) -> dict[str, 
 
     :param sha256_of: gives a file's hash.
     """
-    argv = qemu_argv(machine.plan, Wiring(kernel="kernel", initrd="initrd"), machine.accelerator.name)
+    loaded = machine.files.loader is not None
+    wiring = Wiring(
+        kernel="kernel",
+        initrd="initrd",
+        hypervisor="hypervisor" if machine.files.hypervisor else None,
+        disk="disk" if loaded else None,
+    )
+    argv = qemu_argv(machine.plan, wiring, machine.accelerator.name)
     program = Path(shutil.which(argv[0]) or argv[0])
     native = machine.accelerator.name == "kvm"
     return {
         "format": _FORMAT,
         "qemu": sha256_of(program) if program.is_file() else "",
         "argv": argv,
-        "boots": [sha256_of(path) for path in (machine.files.kernel, *machine.files.segments)],
+        **({"loader": loads(machine.plan)} if loaded else {}),
+        "boots": [sha256_of(path) for path in machine.files.every],
         "probes": hashlib.sha256(probes_segment()).hexdigest(),
         "host_cpu": _host_cpu() if native else "",
     }

@@ -45,13 +45,14 @@ class Recording:
 
     :param log: QEMU's log file.
     :param names: event names, ``*`` for any part.
+    :param start: where in the file it begins; its end by default.
     """
 
-    def __init__(self, log: Path, names: Sequence[str]) -> None:
+    def __init__(self, log: Path, names: Sequence[str], start: int | None = None) -> None:
         self._log = log
         alternatives = "|".join(re.escape(name).replace(r"\*", r"\w*") for name in names)
         self._wanted = re.compile(rf"({alternatives}) (.*)")
-        self._position = self._size()
+        self._position = self._size() if start is None else start
         self._end: int | None = None
 
     def _size(self) -> int:
@@ -108,6 +109,18 @@ class Tracer:
                 stack.enter_context(self._switched_on(name))
             yield recording
         recording.close()
+
+    def of_boot(self, *names: str) -> Recording:
+        """What was traced of the named events since QEMU's start: those that its command line has switched on."""
+        return Recording(self._log, names, start=0)
+
+    def switch_off(self, *names: str) -> None:
+        """End what QEMU's command line has switched on.
+
+        :raises HostError: when this QEMU has no such event.
+        """
+        for name in dict.fromkeys(event for pattern in names for event in self._events(pattern)):
+            self._ask("trace-event-set-state", name, enable=False)
 
     def _events(self, pattern: str) -> list[str]:
         """The events that a pattern stands for. QEMU itself takes one that matches nothing, and so nothing comes."""

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 from harness.errors import Problem, ScenarioError
 from harness.scenario.expect import Expectation
 from harness.scenario.model import (
     Catalogue,
+    Domain,
     FileModel,
     Identifier,
     ModuleLoad,
+    OneOf,
     ProfileSpec,
     ScenarioFile,
     Step,
@@ -87,10 +90,14 @@ class _Check:
             self._refused = frozenset(problem.key for problem in error.problems)
         self._known(("feature",), "feature", self._catalogue.features)
         profile = self._boot()
-        load = self._load(profile)
-        steps, evidence = self._drive()
+        self._hypervisor(profile)
+        self._domains(profile)
+        names = frozenset(self._mapping("boot", "domains"))
+        layers = None if profile is None else profile.layers | names
+        load = self._load(profile, layers)
+        steps, evidence = self._drive({"domain": names, "layer": layers})
         assertions = self._assertions(evidence)
-        self._allow_crash(profile)
+        self._allow_crash(profile, layers)
         return Checked(file, load, steps, assertions, tuple(self._problems))
 
     def _at(self, *path: str | int) -> Any:
@@ -150,24 +157,78 @@ class _Check:
         elif type(value) is not settable[name]:
             self._add(path, f"must be {_TYPE_NAMES[settable[name]]}, got {described(value)}")
 
-    def _load(self, profile: ProfileSpec | None) -> tuple[ModuleLoad, ...]:
+    def _hypervisor(self, profile: ProfileSpec | None) -> None:
+        """What depends on there being a hypervisor, and on how the machine boots it."""
+        if profile is None:
+            return
+        if self._at("boot", "memory_mib") is not None and profile.fixed_memory:
+            self._add(("boot", "memory_mib"), f"the memory of {profile.name} is its nodes'", "remove it", at_key=True)
+        if self._at("boot", "dmar") is not None and not profile.tables:
+            self._add(("boot", "dmar"), f"the tables of {profile.name} cannot be replaced", at_key=True)
+        if self._list("boot", "hypervisor_args") and not profile.hypervisors:
+            self._add(("boot", "hypervisor_args"), f"{profile.name} has no hypervisor", at_key=True)
+        if self._at("boot", "until") is not None:
+            for path in ("load",), ("boot", "domains"):
+                if self._at(*path):
+                    hint = "without it the machine boots to a guest"
+                    self._add(path, "there is no guest at the end of this boot (boot.until)", hint, at_key=True)
+
+    def _domains(self, profile: ProfileSpec | None) -> None:
+        """What a profile's domains can be; their own ranges are the models' to judge."""
+        if profile is None:
+            return
+        domains = self._mapping("boot", "domains")
+        if self._at("boot", "hypervisor") is not None or domains:
+            key = "domains" if domains else "hypervisor"
+            if not profile.hypervisors:
+                self._add(("boot", key), f"{profile.name} has no hypervisor", "name a Xen machine", at_key=True)
+                return
+            self._known(("boot", "hypervisor"), f"hypervisor of {profile.name}", profile.hypervisors)
+        for name in domains:
+            path: KeyPath = ("boot", "domains", name)
+            if name in profile.layers | _HOST_LAYERS:
+                self._add(path, f"{quoted(name)} is a layer that is there already", "choose another name", at_key=True)
+            if profile.domain_types:
+                self._known((*path, "type"), f"type of domain on {profile.name}", profile.domain_types)
+            elif self._at(*path, "type") is not None:
+                self._add((*path, "type"), f"{profile.name} has one type of domain only", "remove it", at_key=True)
+            if self._at(*path, "virtio_mmio") and not profile.virtio_mmio:
+                self._add((*path, "virtio_mmio"), f"domains of {profile.name} cannot have virtio-mmio devices")
+            for index in range(len(self._list(*path, "pci"))):
+                self._known((*path, "pci", index), f"device of {profile.name} for a domain", profile.assignable)
+        self._domain_memory(profile, domains)
+
+    def _domain_memory(self, profile: ProfileSpec, domains: Mapping[str, Any]) -> None:
+        default = Domain().memory_mib
+        sizes = [self._at("boot", "domains", name, "memory_mib") or default for name in domains]
+        more = self._at("boot", "memory_mib")
+        if more is None and all(isinstance(size, int) for size in sizes) and sum(sizes) > profile.domain_memory_mib:
+            room = profile.domain_memory_mib
+            message = f"domains of {sum(sizes)} MiB together, but {profile.name} has {room} MiB for them"
+            self._add(("boot", "domains"), message, "give the machine more with memory_mib", at_key=True)
+
+    def _load(self, profile: ProfileSpec | None, layers: frozenset[str] | None) -> tuple[ModuleLoad, ...]:
         modules: list[ModuleLoad] = []
         for index, entry in enumerate(self._list("load")):
             if not isinstance(entry, dict) or len(entry) != 1:
                 continue
             layer, what = next(iter(entry.items()))
             path: KeyPath = ("load", index, layer)
-            if profile is not None and layer not in profile.layers:
-                self._unknown(path, f"layer of {profile.name}", layer, profile.layers, at_key=True)
+            if profile is not None and layers is not None and layer not in layers:
+                self._unknown(path, f"layer of {profile.name}", layer, layers, at_key=True)
             self._known((*path, "name") if isinstance(what, dict) else path, "module", self._catalogue.modules)
             if isinstance(what, str):
                 modules.append(ModuleLoad(layer, what, {}))
             elif isinstance(what, dict) and "name" in what:
-                modules.append(ModuleLoad(layer, what["name"], what.get("parameters", {})))
+                later = what.get("later") is True
+                modules.append(ModuleLoad(layer, what["name"], what.get("parameters", {}), later))
         return tuple(modules)
 
-    def _drive(self) -> tuple[tuple[Step, ...], dict[str, type[BaseModel]]]:
-        """The steps that are right, and the evidence that assertions can count on."""
+    def _drive(self, names: Mapping[str, frozenset[str] | None]) -> tuple[tuple[Step, ...], dict[str, type[BaseModel]]]:
+        """The steps that are right, and the evidence that assertions can count on.
+
+        :param names: what a field that is :class:`OneOf` can name; None where that is not known.
+        """
         steps: list[Step] = []
         evidence: dict[str, type[BaseModel]] = {}
         lines: dict[str, int] = {}
@@ -189,8 +250,12 @@ class _Check:
             elif name is not None:
                 lines[name] = line
                 evidence[name] = (verb.evidence if verb is not None else None) or _Anything
+            if verb is not None and verb.needs_guest and self._at("boot", "until") is not None:
+                message = f"{verb.name} needs a guest, and there is none at the end of this boot (boot.until)"
+                self._add(path, message, at_key=True)
             params = self._params(path, given or {}, verb) if verb is not None else None
             if verb is not None and params is not None:
+                self._references(path, verb, params, names)
                 steps.append(Step(verb, name, params, line, dotted(path)))
         return tuple(steps), evidence
 
@@ -215,6 +280,23 @@ class _Check:
             self._problems += error.problems
             return None
 
+    def _references(
+        self, path: KeyPath, verb: VerbSpec, params: BaseModel, names: Mapping[str, frozenset[str] | None]
+    ) -> None:
+        """Look up what the parameters name of the machine, what they leave to a default included."""
+        for field, info in verb.params.model_fields.items():
+            mark = _mark(info)
+            known = None if mark is None else names[mark.what]
+            value = getattr(params, field)
+            if mark is None or known is None or value is None or value in known:
+                continue
+            if not known:
+                self._add(path, f"needs a {mark.what}, and the machine has none", "declare it in boot.domains")
+            elif field in self._mapping(*path):
+                self._unknown((*path, field), mark.what, value, known)
+            else:
+                self._add(path, f"needs a {mark.what} named {quoted(value)}", f"or set {field}", at_key=True)
+
     def _assertions(self, evidence: Mapping[str, type[BaseModel]]) -> tuple[Expectation, ...]:
         # A step that could not be read may have left anything.
         guessed = any(key.startswith("drive") for key in self._refused)
@@ -227,7 +309,13 @@ class _Check:
                 self._add(("assert", index), message, hint)
         return tuple(expectations.values())
 
-    def _allow_crash(self, profile: ProfileSpec | None) -> None:
+    def _allow_crash(self, profile: ProfileSpec | None, layers: frozenset[str] | None) -> None:
         for index in range(len(self._list("allow_crash"))):
-            if profile is not None:
-                self._known(("allow_crash", index, "layer"), f"layer of {profile.name}", profile.layers | _HOST_LAYERS)
+            if profile is not None and layers is not None:
+                self._known(("allow_crash", index, "layer"), f"layer of {profile.name}", layers | _HOST_LAYERS)
+
+
+def _mark(field: FieldInfo) -> OneOf | None:
+    """What a field names of the machine; the mark may be inside of an optional type."""
+    inside = [item for option in get_args(field.annotation) for item in getattr(option, "__metadata__", ())]
+    return next((item for item in (*field.metadata, *inside) if isinstance(item, OneOf)), None)

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel
 
 from harness.regex import PatternError, compiled
+from harness.scenario.dmar import Dmar
 from harness.scenario.expect import Expectation
 from harness.strict_yaml import dump
 from harness.validate import fault, shown
@@ -99,6 +100,8 @@ Line = Annotated[
 Printable = Annotated[str, Field(max_length=256, pattern=r"^[ -~]*$")]
 Setting = bool | int | Printable
 KernelArg = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9_.]+(=[A-Za-z0-9_.,:@/+-]*)?$")]
+EventName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,80}\*?$")]
+DomainName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 ParameterName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 # A matrix value becomes a part of the scenario's id, which names directories and test cases.
@@ -108,10 +111,38 @@ MatrixValues = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Marks a field of a verb's parameters that names something of the machine: one of its domains, or its layers."""
+
+    what: Literal["domain", "layer"]
+
+
+LayerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$"), OneOf("layer")]
+DomainRef = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$"), OneOf("domain")]
+
+
 class FileModel(BaseModel):
     """A part of a scenario file: nothing beyond the named keys, nothing converted, nothing changed afterwards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Domain(FileModel):
+    """A domain that Xen runs beside dom0. It is up when the boot is over."""
+
+    type: Literal["pv", "pvh"] | None = None
+    """How it is virtualized, where the profile has a choice; the profile's first by default."""
+    vcpus: Annotated[int, Field(ge=1, le=8)] = 1
+    """Virtual CPUs."""
+    memory_mib: Annotated[int, Field(ge=64, le=4096)] = 128
+    """Its memory."""
+    virtio_mmio: Annotated[int, Field(ge=0, le=4)] = 0
+    """How many virtio-mmio devices it has, for backends of the scenario's own."""
+    kernel_args: Annotated[tuple[KernelArg, ...], Field(max_length=64)] = ()
+    """Added to its kernel's command line."""
+    pci: Annotated[tuple[Name, ...], Field(max_length=8), AfterValidator(_distinct)] = ()
+    """Devices of the profile that it has to itself."""
 
 
 class Boot(FileModel):
@@ -131,6 +162,18 @@ class Boot(FileModel):
     """Added to the kernel's command line."""
     devices: dict[Name, dict[str, Setting]] = {}
     """Properties of the profile's devices, by device."""
+    dmar: Dmar | None = None
+    """The ACPI table that tells of IOMMUs, in place of the machine's own."""
+    hypervisor_args: Annotated[tuple[KernelArg, ...], Field(max_length=64)] = ()
+    """Added to the hypervisor's command line."""
+    until: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[ -~]*$")] | None = None
+    """Stop the machine when its console shows this text: no guest is there then, only steps that need none."""
+    trace: Annotated[tuple[EventName, ...], Field(max_length=32)] = ()
+    """QEMU's trace events that are on during the boot, beside the profile's."""
+    hypervisor: Name | None = None
+    """One of the hypervisors that the profile boots; its first by default."""
+    domains: Annotated[dict[DomainName, Domain], Field(max_length=8)] = {}
+    """Domains to create, by name; each is a layer of its own."""
     fresh: bool = False
     """Boot cold, even where a snapshot of the booted machine would do."""
 
@@ -142,6 +185,8 @@ class ModuleSpec(FileModel):
     """A recipe in images/modules/."""
     parameters: dict[ParameterName, Setting] = {}
     """Module parameters, as modprobe takes them."""
+    later: bool = False
+    """Have it at hand and do not load it: a step does."""
 
 
 LoadEntry = Annotated[dict[Name, Name | ModuleSpec], Field(min_length=1, max_length=1), _one_pair("LAYER: MODULE")]
@@ -229,6 +274,7 @@ class VerbSpec:
     :param evidence: the model of what it leaves; None when it leaves nothing.
     :param summary: one line for the JSON Schema.
     :param features: the features that it belongs to; none for a verb that every machine has.
+    :param needs_guest: whether it does something in a guest that takes commands.
     """
 
     name: str
@@ -236,6 +282,7 @@ class VerbSpec:
     evidence: type[BaseModel] | None
     summary: str
     features: frozenset[str] = frozenset()
+    needs_guest: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +294,13 @@ class ProfileSpec:
     :param kernels: the kernels that it boots, its default first.
     :param devices: the settable properties of each device, with their types: bool, int or str.
     :param cpus: the CPU models that can be chosen under emulation.
+    :param hypervisors: what it can boot under its kernel, its default first; none on a plain machine.
+    :param domain_types: how domains can be virtualized, the default first; none where there is no choice.
+    :param virtio_mmio: whether domains can have virtio-mmio devices.
+    :param domain_memory_mib: what its memory leaves to all domains together.
+    :param assignable: the devices that a domain can have to itself.
+    :param tables: whether its ACPI tables can be replaced.
+    :param fixed_memory: whether its memory cannot be changed, because its nodes share it out.
     """
 
     name: str
@@ -255,6 +309,13 @@ class ProfileSpec:
     kernels: tuple[str, ...]
     devices: Mapping[str, Mapping[str, type]]
     cpus: tuple[str, ...] = ()
+    hypervisors: tuple[str, ...] = ()
+    domain_types: tuple[str, ...] = ()
+    virtio_mmio: bool = False
+    domain_memory_mib: int = 0
+    assignable: frozenset[str] = frozenset()
+    tables: bool = False
+    fixed_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,11 +333,13 @@ class ModuleLoad:
     """A module to load.
 
     :param layer: where: ``guest``, ``dom0``.
+    :param later: whether a step loads it, and not the load phase.
     """
 
     layer: str
     module: str
     parameters: Mapping[str, bool | int | str]
+    later: bool = False
 
 
 @dataclass(frozen=True, slots=True)

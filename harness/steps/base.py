@@ -85,12 +85,13 @@ class Context:
         """The machine under test."""
         return self.testbed.machine
 
-    def call(self, function: str, *, timeout_s: float = 30, **arguments: object) -> Any:
-        """Call a probe function in the guest.
+    def call(self, function: str, *, timeout_s: float = 30, layer: str | None = None, **arguments: Any) -> Any:
+        """Call a probe function in a guest.
 
         :param timeout_s: how long it may take under KVM.
+        :param layer: the guest: by default the one that QEMU boots, which is dom0 on Xen.
         """
-        return self.machine.call(function, deadline=self.within(timeout_s, function), **arguments)
+        return self.testbed.call(function, layer=layer, deadline=self.within(timeout_s, function), **arguments)
 
     def within(self, seconds: float, what: str) -> Deadline:
         """A deadline for one operation, scaled by the machine's own slowness."""
@@ -103,8 +104,11 @@ class Context:
         return cast("S", self._kept[kind])
 
 
-def verb(name: str) -> Callable[[Callable[[Context, Any], Evidence | None]], Verb]:
-    """Make a function a verb. Its docstring's first line is what ``harness schema`` says of it."""
+def verb(name: str, *, needs_guest: bool = True) -> Callable[[Callable[[Context, Any], Evidence | None]], Verb]:
+    """Make a function a verb. Its docstring's first line is what ``harness schema`` says of it.
+
+    :param needs_guest: false for one that only looks at QEMU and at consoles.
+    """
 
     def wrap(function: Callable[[Context, Any], Evidence | None]) -> Verb:
         hints = get_type_hints(function)
@@ -116,6 +120,7 @@ def verb(name: str) -> Callable[[Callable[[Context, Any], Evidence | None]], Ver
             params=hints[params],
             evidence=None if evidence is type(None) else evidence,
             summary=summary,
+            needs_guest=needs_guest,
         )
         return Verb(spec, function)
 

@@ -86,6 +86,7 @@ def catalogue() -> Catalogue:
         VerbSpec("memory.compact", Compact, Compacted, "Compact memory."),
         VerbSpec("guest.run", Run, Ran, "Run a command."),
         VerbSpec("guest.wait", Wait, None, "Wait."),
+        VerbSpec("machine.look", Compact, Compacted, "Look from outside.", needs_guest=False),
     )
     profiles = (
         ProfileSpec(
@@ -96,6 +97,18 @@ def catalogue() -> Catalogue:
             {"balloon0": {"deflate-on-oom": bool, "page-limit": int, "iommu": str}, "net0": {}},
         ),
         ProfileSpec("xen-arm64", "arm64", frozenset({"dom0"}), ("debian-6-12",), {}),
+        ProfileSpec(
+            "xen-vtd",
+            "amd64",
+            frozenset({"dom0"}),
+            ("debian-6-12",),
+            {},
+            hypervisors=("xen",),
+            domain_memory_mib=2048,
+            assignable=frozenset({"nic1"}),
+            tables=True,
+            fixed_memory=True,
+        ),
     )
     return Catalogue(
         verbs={verb.name: verb for verb in verbs},

@@ -40,7 +40,16 @@ def result(number: int = 0, verdict: Verdict = Verdict.PASS, **changes: Any) -> 
 
 def swapped(component: str, sha256: str) -> UnderTest:
     """A component in place of the recipe's own."""
-    return UnderTest(component=component, source=f"{component}.ko", sha256=sha256)
+    return UnderTest(
+        component=component,
+        kind="file",
+        source=f"{component}.ko",
+        source_sha256=sha256,
+        sha256=sha256,
+        describe="",
+        version="6.12",
+        replaced="the kernel's own",
+    )
 
 
 def outcome(number: int = 0, verdict: Verdict = Verdict.PASS, **changes: Any) -> Outcome:

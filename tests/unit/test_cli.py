@@ -106,7 +106,7 @@ class Mixed(Images):
         super().__init__(Recipes(), Store(root), SilentProgress())
         self.asked: list[tuple[str, str]] = []
 
-    def kernel(self, name: str, arch: object) -> object:  # type: ignore[override]
+    def kernel(self, name: str, arch: object, *, anew: bool = False) -> object:  # type: ignore[override]
         self.asked.append((name, str(arch)))
         if arch == "arm64":
             raise HostError("the archive has no arm64")

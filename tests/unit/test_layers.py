@@ -21,13 +21,13 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "validate",
         "scenario images guest result result_files",
         "machine records",
-        "report gate",
+        "report gate under_test",
         "testbed",
         "steps",
         "runner",
         "workspace",
-        "plugin shell doctor",
-        "commands",
+        "plugin shell doctor components mutate bisect command",
+        "trials commands",
         "cli",
     )
 )

@@ -7,6 +7,7 @@ The files in ``golden/`` hold one argument a line. After a change that is meant,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from harness.machine.spec import (
     AcceleratorName,
     Cpu,
     Device,
+    Drive,
+    Node,
     Plan,
     Profile,
     Scalar,
@@ -33,11 +36,13 @@ from harness.machine.spec import (
 MACHINES = Path(__file__).parents[2] / "images" / "machines"
 GOLDEN = Path(__file__).parent / "golden"
 PROFILES = load_profiles(MACHINES)
+NAMES = ("pc", "virt", "xen-arm64", "xen-x86", "xen-x86-vtd")
 ACCELERATORS: tuple[AcceleratorName, ...] = ("tcg", "kvm")
 
 WIRING = Wiring(
     kernel="/images/vmlinuz",
     initrd="/scratch/initrd",
+    hypervisor="/images/xen",
     mac="52:54:00:aa:bb:cc",
     monitor_fd=7,
     console_socket="/scratch/console",
@@ -135,11 +140,13 @@ def golden_argv(name: str, accelerator: AcceleratorName) -> list[str]:
     """The command line that a golden file holds."""
     profile = PROFILES[name]
     plan = plan_of(profile, memory_mib=profile.memory_mib, vcpus=profile.vcpus, kernel_args=("harness.name=guest",))
-    return qemu_argv(plan, WIRING, accelerator)
+    loaded = profile.hypervisor is not None and profile.hypervisor.loader == "grub"
+    wiring = replace(WIRING, disk="/scratch/boot-disk", drives="/scratch") if loaded else WIRING
+    return qemu_argv(plan, wiring, accelerator)
 
 
 @pytest.mark.parametrize("accelerator", ACCELERATORS)
-@pytest.mark.parametrize("name", ["pc", "virt"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_whole_command_line(name: str, accelerator: AcceleratorName) -> None:
     wanted = (GOLDEN / f"{name}-{accelerator}.argv").read_text().splitlines()
     assert golden_argv(name, accelerator) == wanted
@@ -317,6 +324,7 @@ wirings = st.builds(
     Wiring,
     kernel=words,
     initrd=words,
+    hypervisor=st.none() | words,
     monitor_fd=st.none() | st.integers(0, 100),
     console_socket=st.none() | words,
     console_log=st.none() | words,
@@ -334,7 +342,7 @@ def test_nothing_listens_beyond_this_host(plan: Plan, wiring: Wiring, accelerato
         assert option in {
             *("-nodefaults", "-no-user-config", "-display", "-no-reboot", "-sandbox", "-machine", "-accel", "-cpu"),
             *("-smp", "-m", "-kernel", "-initrd", "-append", "-chardev", "-mon", "-serial", "-netdev", "-device"),
-            *("-D", "-incoming", "-numa", "-object", "-bios", "-drive", "-blockdev"),
+            *("-D", "-incoming", "-trace", "-numa", "-object", "-bios", "-drive", "-blockdev"),
         }
         if option == "-chardev":
             said = dict(options(value))
@@ -342,12 +350,9 @@ def test_nothing_listens_beyond_this_host(plan: Plan, wiring: Wiring, accelerato
             assert ("fd" in said) != ("path" in said)
             assert not {"host", "port", "ipv4", "ipv6"} & set(said)
         elif option == "-netdev":
-            assert options(value) == [
-                ("user", None),
-                ("id", "net0"),
-                ("restrict", "on"),
-                ("hostfwd", "tcp:127.0.0.1:0-:22"),
-            ]
+            (kind, name, *rest) = options(value)
+            forward = [("hostfwd", "tcp:127.0.0.1:0-:22")] if name == ("id", "net0") else []
+            assert (kind, rest) == (("user", None), [("restrict", "on"), *forward])
         elif option == "-serial":
             assert value in ("mon:stdio", "chardev:console")
         elif option == "-incoming":
@@ -369,14 +374,53 @@ def test_the_sandbox_is_always_shut(plan: Plan, wiring: Wiring, accelerator: Acc
         "resourcecontrol": "deny",
     }
     assert {("-nodefaults", ""), ("-no-user-config", ""), ("-no-reboot", ""), ("-display", "none")} <= set(seen)
-    (network,) = (value for option, value in seen if option == "-netdev")
-    assert ("restrict", "on") in options(network)
+    assert all(("restrict", "on") in options(value) for option, value in seen if option == "-netdev")
+
+
+@pytest.mark.parametrize(
+    ("vcpus", "wanted"),
+    [
+        (1, ["node,nodeid=0,memdev=node0,cpus=0-0", "node,nodeid=1,memdev=node1"]),
+        (3, ["node,nodeid=0,memdev=node0,cpus=0-0", "node,nodeid=1,memdev=node1,cpus=1-2"]),
+    ],
+)
+def test_cpus_go_to_the_nodes_in_order(vcpus: int, wanted: list[str]) -> None:
+    profile = small_profile(nodes=[Node(memory_mib=512, vcpus=1), Node(memory_mib=512, vcpus=63)])
+    argv = qemu_argv(plan_of(profile, vcpus=vcpus), WIRING, "tcg")
+    assert values_of(argv, "-numa") == wanted
+    assert values_of(argv, "-object") == [f"memory-backend-ram,id=node{number},size=512M" for number in (0, 1)]
+
+
+def test_nodes_must_have_the_machines_memory() -> None:
+    with pytest.raises(ValidationError, match="1000 MiB together"):
+        small_profile(nodes=[Node(memory_mib=500), Node(memory_mib=500)])
+
+
+def test_an_iommu_comes_before_what_is_behind_it() -> None:
+    profile = small_profile(devices={"nic": Device(driver="a"), "iommu": Device(driver="b", first=True)})
+    devices = values_of(qemu_argv(plan_of(profile), WIRING, "tcg"), "-device")
+    assert devices[0] == "b,id=iommu"
+    assert devices[-1] == "a,id=nic"
+
+
+def test_drives_networks_and_traces_are_the_profiles() -> None:
+    profile = small_profile(networks=["net1"], drives={"disk": Drive(size_mib=1)}, boot_trace=["vtd_*"])
+    argv = qemu_argv(plan_of(profile, trace=("x_y",)), replace(WIRING, drives="/a,b"), "tcg")
+    assert values_of(argv, "-netdev")[1:] == ["user,id=net1,restrict=on"]
+    assert values_of(argv, "-drive") == ["if=none,id=disk,format=raw,file=/a,,b/disk"]
+    assert values_of(argv, "-trace") == ["vtd_*", "x_y"]
+
+
+def test_a_boot_loader_finds_all_on_its_disk() -> None:
+    argv = qemu_argv(plan_of(small_profile()), replace(WIRING, disk="/a,b"), "tcg")
+    assert values_of(argv, "-drive") == ["if=none,id=boot,format=raw,file=/a,,b"]
+    assert not {"-kernel", "-initrd", "-append"} & set(argv)
 
 
 def main() -> None:
     """Write the golden files anew."""
     GOLDEN.mkdir(exist_ok=True)
-    for name in ("pc", "virt"):
+    for name in NAMES:
         for accelerator in ACCELERATORS:
             text = "".join(f"{word}\n" for word in golden_argv(name, accelerator))
             (GOLDEN / f"{name}-{accelerator}.argv").write_text(text)

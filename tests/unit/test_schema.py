@@ -35,7 +35,8 @@ LOADER_ONLY = frozenset(
     matrix-ambiguous-id matrix-axis-reserved matrix-cel-with-value matrix-float-in-text matrix-many matrix-none
     matrix-same-value matrix-unclosed matrix-unknown-axis matrix-unknown-machine-in-one matrix-unused-axis
     matrix-value-out-of-range name-crash-layer name-kernel-of-other-machine name-layer shape-assert-twice
-    shape-crash-regex shape-tags-twice step-as-reserved step-as-twice
+    shape-crash-regex shape-tags-twice step-as-reserved step-as-twice dmar-no-unit dmar-other-machine dmar-two-keys
+    domain-pci fixed-memory hypervisor-args until-load until-needs-guest
     """.split()  # noqa: SIM905  (a list of words is read more easily)
 )
 
@@ -66,12 +67,12 @@ def test_is_the_same_every_time() -> None:
 
 def test_the_catalogue_is_named() -> None:
     steps = SCHEMA["properties"]["drive"]["items"]["properties"]
-    assert set(steps) == {"balloon.inflate", "memory.compact", "guest.run", "guest.wait"}
+    assert set(steps) == {"balloon.inflate", "memory.compact", "guest.run", "guest.wait", "machine.look"}
     assert steps["balloon.inflate"]["description"] == "Inflate the balloon."
     assert "pages, seconds, ok" in steps["balloon.inflate"]["properties"]["as"]["description"]
     assert "as" not in steps["guest.wait"]["properties"]
     boot = SCHEMA["definitions"]["Boot"]["properties"]
-    assert boot["machine"]["anyOf"][0]["enum"] == ["pc", "xen-arm64"]
+    assert boot["machine"]["anyOf"][0]["enum"] == ["pc", "xen-arm64", "xen-vtd"]
     assert boot["kernel"]["anyOf"][0]["enum"] == ["debian-6-1", "debian-6-12"]
     assert SCHEMA["properties"]["feature"]["anyOf"][0]["enum"] == ["balloon", "ioeventfd"]
     assert set(SCHEMA["properties"]["load"]["items"]["properties"]) == {"guest", "dom0"}

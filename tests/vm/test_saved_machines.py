@@ -25,6 +25,8 @@ from tests.vm.conftest import ALL, Bench, Done
 
 RESTORES = 100 if ALL else 10
 
+pytestmark = pytest.mark.quick
+
 
 class Cache:
     """A store with the images of this host's own, and no saved machine yet."""

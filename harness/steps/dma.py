@@ -1,0 +1,95 @@
+"""Verbs that move data by DMA, and compare it with what lies at the other end."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from typing import Annotated
+
+from pydantic import Field
+
+from harness.machine.drives import contents
+from harness.scenario.model import LayerName, Name
+from harness.steps.base import Context, Evidence, Params, verb
+
+#: Reads are at the disk's beginning, and writes behind them, so that a later read finds what was there first.
+_WRITE_AT = 8 << 20
+_WRITE_BYTES = 1 << 20
+
+
+class Disk(Params):
+    """One of the profile's drives, how much of it is read, and in which guest."""
+
+    drive: Name = "disk"
+    mib: Annotated[int, Field(ge=1, le=8)] = 4
+    layer: LayerName | None = None
+    seed: Annotated[str, Field(pattern=r"^[a-z0-9]{1,16}$")] = "1"
+
+
+class DiskSeen(Evidence):
+    """What went through the disk's controller.
+
+    ``read_same`` says whether the bytes that the guest read are those of the drive's file on the host, and
+    ``written_same`` whether that file has the bytes that the guest wrote.
+    """
+
+    path: str
+    read_bytes: int
+    read_same: bool
+    written_bytes: int
+    written_same: bool
+    seconds: float
+
+
+@verb("dma.disk")
+def disk(context: Context, params: Disk) -> DiskSeen:
+    """Read and write a disk in a guest, past its page cache, and compare both ends."""
+    started = time.monotonic()
+    size = params.mib << 20
+    drive = context.testbed.profile.drives[params.drive]
+    wanted = hashlib.sha256(contents(params.drive, drive.size_mib << 20)[:size]).hexdigest()
+    read = context.call("dma.read", timeout_s=60, layer=params.layer, drive=params.drive, offset=0, size=size)
+    wrote = context.call(
+        "dma.write",
+        timeout_s=60,
+        layer=params.layer,
+        drive=params.drive,
+        offset=_WRITE_AT,
+        size=_WRITE_BYTES,
+        seed=params.seed,
+    )
+    with (context.testbed.scratch / params.drive).open("rb") as file:
+        file.seek(_WRITE_AT)
+        found = hashlib.sha256(file.read(_WRITE_BYTES)).hexdigest()
+    return DiskSeen(
+        path=read["path"],
+        read_bytes=size,
+        read_same=read["sha256"] == wanted,
+        written_bytes=_WRITE_BYTES,
+        written_same=wrote["sha256"] == found,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+class Network(Params):
+    """How much goes to the guest and comes back."""
+
+    kib: Annotated[int, Field(ge=1, le=8192)] = 1024
+
+
+class NetworkSeen(Evidence):
+    """What went through the network card, both ways, and whether it came back as it was."""
+
+    sent_bytes: int
+    same: bool
+    seconds: float
+
+
+@verb("dma.network")
+def network(context: Context, params: Network) -> NetworkSeen:
+    """Send bytes to the guest that QEMU boots, let it send them back, and compare them."""
+    data = random.randbytes(params.kib << 10)  # noqa: S311 (nothing secret)
+    deadline = context.within(60, "bytes to come back")
+    done = context.machine.ssh(deadline).run(["cat"], stdin=data, deadline=deadline)
+    return NetworkSeen(sent_bytes=len(data), same=done.stdout == data, seconds=done.seconds)
