@@ -133,6 +133,7 @@ def run(
     tag: Annotated[list[str] | None, typer.Option(help="Only scenarios with one of these tags.")] = None,
     accel: AccelOption = Accel.AUTO,
     under_test: UnderTest = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Boot every machine; use and make no saved ones.")] = False,
     jobs: Annotated[int, typer.Option("-j", min=1, help="How many scenarios at once.")] = 1,
     keep: Annotated[Keep, typer.Option(help="Whose logs stay.")] = Keep.ALWAYS,
     results: Annotated[Path | None, typer.Option(help="Where logs and evidence go.")] = None,
@@ -173,6 +174,8 @@ def run(
         arguments += ["--under-test", source]
     if tag:
         arguments += ["-m", " or ".join(tag)]
+    if cold:
+        arguments.append("--cold")
     if exit_first:
         arguments.append("-x")
     if jobs > 1:

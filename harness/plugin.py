@@ -69,6 +69,7 @@ class HarnessSession:
                 verbs=workspace.verbs,
                 accelerator=lambda arch: workspace.accelerator(request, arch),
                 results=self.results,
+                saved=None if self.config.getoption("harness_cold") else workspace.saved,
                 overrides=workspace.overrides(self.config.getoption("harness_under_test")),
                 keep=self.config.getoption("harness_keep"),
             )
@@ -199,6 +200,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--accel", dest="harness_accel", choices=("auto", "kvm", "tcg"), default="auto")
     group.addoption("--results", dest="harness_results", metavar="DIR", help="directory for logs and evidence")
     group.addoption("--keep", dest="harness_keep", choices=("never", "failed", "always"), default="always")
+    group.addoption("--cold", dest="harness_cold", action="store_true", help="boot every machine, use no saved one")
     group.addoption("--harness-json", dest="harness_json", metavar="FILE", help="write a JSON summary")
     group.addoption(
         "--under-test",

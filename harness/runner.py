@@ -23,7 +23,8 @@ from harness.images import Images
 from harness.images.under_test import Override
 from harness.interrupts import interrupts_deferred
 from harness.machine.accel import Accelerator
-from harness.machine.machine import ProvokedCrash
+from harness.machine.health import ProvokedCrash
+from harness.machine.saved import SavedMachines
 from harness.machine.spec import Profile
 from harness.oops import Blame, Report
 from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, UnderTest, Verdict, write_json
@@ -65,6 +66,7 @@ class Settings:
 
     :param accelerator: gives the accelerator for a guest of an architecture.
     :param results: directory under which each scenario gets one of its own.
+    :param saved: saved machines that scenarios go on from; None boots each cold.
     :param keep: whose logs stay; results and evidence always do.
     """
 
@@ -73,6 +75,7 @@ class Settings:
     verbs: Mapping[str, Verb]
     accelerator: Callable[[str], Accelerator]
     results: Path
+    saved: SavedMachines | None = None
     overrides: Mapping[str, Override] = field(default_factory=dict)
     keep: Literal["never", "failed", "always"] = "always"
 
@@ -228,7 +231,15 @@ class _Run:
         self._result.accel = {"used": accelerator.name, "why": accelerator.why}
         used = {item.module for item in self._scenario.load}
         overrides = {name: item for name, item in self._settings.overrides.items() if name in used}
-        return Testbed(self._scenario, profile, self._settings.images, accelerator, self._result.results, overrides)
+        return Testbed(
+            self._scenario,
+            profile,
+            self._settings.images,
+            accelerator,
+            self._result.results,
+            overrides,
+            self._settings.saved,
+        )
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -251,6 +262,7 @@ class _Run:
             ]
         with self._phase("boot"), _explained(testbed):
             testbed.boot()
+        self._result.start = testbed.start
         with self._phase("load"), _explained(testbed):
             loaded = testbed.load()
         for module in loaded:

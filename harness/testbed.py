@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,12 +19,15 @@ from harness.machine.accel import Accelerator
 from harness.machine.machine import BootFiles, Machine, Timings
 from harness.machine.process import is_running
 from harness.machine.repro import write_repro
+from harness.machine.saved import Key, SavedMachines
 from harness.machine.scratch import scratch_directory
 from harness.machine.spec import Plan, Profile
 from harness.oops import Report
 from harness.scenario.model import Scenario
 
 _LOAD_TIMEOUT_S = 20
+#: What takes less is done again sooner than a machine is saved and taken up.
+_WORTH_SAVING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Testbed:
 
     :param results: directory that keeps what the run leaves.
     :param overrides: components under test, by name.
+    :param saved: saved machines, to go on from and to be added to; None boots cold and saves nothing.
     """
 
     __test__ = False  # the name begins with "Test", but pytest has nothing to collect here
@@ -57,6 +62,7 @@ class Testbed:
         accelerator: Accelerator,
         results: Path,
         overrides: Mapping[str, Override],
+        saved: SavedMachines | None = None,
     ) -> None:
         self.scenario = scenario
         self.profile = profile
@@ -68,6 +74,9 @@ class Testbed:
         self._stack = ExitStack()
         self._scratch: Path | None = None
         self._machine: Machine | None = None
+        self._saved = None if scenario.boot.fresh else saved
+        self._loaded: list[LoadedModule] | None = None
+        self.start = "cold"
         self._tolerated = [(rule.layer, re.compile(rule.title)) for rule in scenario.allow_crash]
 
     def __enter__(self) -> Self:
@@ -149,13 +158,19 @@ class Testbed:
         return override_segment(self.overrides, self.profile.arch, release, self.scratch / "override.cpio")
 
     def boot(self) -> None:
-        """Boot the machine until it takes commands."""
-        self.machine.boot()
+        """Have a machine that takes commands: booted, or a saved one that goes on."""
+        if not (self._take_up(self._stage_loaded) or self._take_up(self._stage_booted)):
+            self.machine.boot()
+            self._save(self._stage_booted, self.timings.first_command)
         self.versions["qemu"] = self.machine.monitor.qemu_version()
 
     def load(self) -> list[LoadedModule]:
         """Load the scenario's modules, each with what it depends on."""
-        return [self.load_module(item.layer, item.module, item.parameters) for item in self.scenario.load]
+        if self._loaded is None:
+            started = time.monotonic()
+            self._loaded = [self.load_module(item.layer, item.module, item.parameters) for item in self.scenario.load]
+            self._save(self._stage_loaded, time.monotonic() - started)
+        return self._loaded
 
     def load_module(self, layer: str, module: str, parameters: Mapping[str, Any]) -> LoadedModule:
         """Load one module in a guest.
@@ -165,6 +180,38 @@ class Testbed:
         deadline = Deadline.after(_LOAD_TIMEOUT_S * self.machine.time_factor, f"module {module} to load")
         answer = self.machine.call("modules.load", deadline=deadline, name=module, parameters=dict(parameters))
         return LoadedModule(layer, module, tuple(answer["order"]), answer["build_id"])
+
+    # -- saved machines ------------------------------------------------------------------------------------
+
+    @property
+    def _stage_booted(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def _stage_loaded(self) -> dict[str, Any]:
+        return {"load": [[item.layer, item.module, dict(item.parameters)] for item in self.scenario.load]}
+
+    def _take_up(self, stage: dict[str, Any]) -> bool:
+        """Let a machine that was saved at that stage go on; tells whether there is one."""
+        if self._saved is None:
+            return False
+        facts = self._saved.take_up(self.machine, self._key(self._saved, stage))
+        if facts is None:
+            return False
+        self.start = "warm"
+        if "loaded" in facts:
+            self._loaded = [LoadedModule(**{**item, "order": tuple(item["order"])}) for item in facts["loaded"]]
+        return True
+
+    def _save(self, stage: dict[str, Any], seconds: float) -> None:
+        """Save the machine at a stage that took long enough to be worth it."""
+        clean = not any(console.reports for console in self.machine.consoles)
+        if self._saved is not None and seconds > _WORTH_SAVING_S and clean:
+            facts = {} if self._loaded is None else {"loaded": [asdict(item) for item in self._loaded]}
+            self._saved.save(self.machine, self._key(self._saved, stage), facts, self._stack)
+
+    def _key(self, saved: SavedMachines, stage: dict[str, Any]) -> Key:
+        return saved.key(self.scenario.boot.machine, self.machine, stage)
 
     # -- afterwards ----------------------------------------------------------------------------------------
 

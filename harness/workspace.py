@@ -14,6 +14,7 @@ from harness.images.under_test import Override, parse_overrides
 from harness.machine.accel import Accelerator, KvmJudge, Request, choose, host_architecture
 from harness.machine.machine import BootFiles, Machine
 from harness.machine.profiles import describe, load_profiles
+from harness.machine.saved import SavedMachines
 from harness.machine.scratch import scratch_directory, sweep
 from harness.machine.spec import Plan, Profile
 from harness.progress import Progress
@@ -50,6 +51,11 @@ class Workspace:
     def images(self) -> Images:
         """Images, from the store or built."""
         return Images(self.recipes, self.store, self.progress)
+
+    @cached_property
+    def saved(self) -> SavedMachines:
+        """Machines that were booted before."""
+        return SavedMachines(self.store, self.progress)
 
     @cached_property
     def profiles(self) -> Mapping[str, Profile]:

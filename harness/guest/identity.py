@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import secrets
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Self
@@ -23,6 +24,10 @@ _ED25519 = b"ssh-ed25519"
 def _ssh_strings(*values: bytes) -> bytes:
     """SSH's wire strings: a big-endian length of 32 bits, then the bytes (RFC 4251, section 5)."""
     return b"".join(struct.pack(">I", len(value)) + value for value in values)
+
+
+def _seed(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
 
 
 def _public_blob(key: Ed25519PrivateKey) -> bytes:
@@ -41,6 +46,16 @@ class Identity:
     def generate(cls) -> Self:
         """A new identity."""
         return cls(Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate(), secrets.token_hex(16))
+
+    @classmethod
+    def from_secrets(cls, kept: Mapping[str, str]) -> Self:
+        """The identity that :meth:`secrets` told of."""
+        host, client = (Ed25519PrivateKey.from_private_bytes(bytes.fromhex(kept[name])) for name in ("host", "client"))
+        return cls(host, client, kept["token"])
+
+    def secrets(self) -> dict[str, str]:
+        """All of it, for a saved machine; nobody but this user may read it."""
+        return {"host": _seed(self.host_key).hex(), "client": _seed(self.client_key).hex(), "token": self.token}
 
     @property
     def host_key_blob(self) -> bytes:
@@ -66,11 +81,10 @@ class Identity:
         The host key has dropbear's own format: the type, then seed and public key in one string of 64 bytes
         (dropbear's ``ed25519.c``, ``buf_put_ed25519_priv_key``).
         """
-        seed = self.host_key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
         public = self.host_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         authorized = f"ssh-ed25519 {base64.b64encode(_public_blob(self.client_key)).decode()} harness\n"
         return {
-            "etc/dropbear/dropbear_ed25519_host_key": (_ssh_strings(_ED25519, seed + public), 0o600),
+            "etc/dropbear/dropbear_ed25519_host_key": (_ssh_strings(_ED25519, _seed(self.host_key) + public), 0o600),
             "root/.ssh/authorized_keys": (authorized.encode(), 0o600),
             "etc/harness-token": (self.token.encode() + b"\n", 0o600),
         }

@@ -18,6 +18,8 @@ from harness.guest.ssh import Ssh, close_channel, wait_for_data
 from harness.oops import sanitize
 
 AGENT = ("python3", "-I", "-S", "-u", "/lib/harness/probes/agent.py")
+#: Where an agent that has stayed listens: a port of the guest's own loopback.
+PORT = 1022
 _SHOWN = 4096
 
 
@@ -35,19 +37,24 @@ class ProbeError(CommandFailed):
 
 
 class Probe:
-    """The agent's process in one guest."""
+    """The agent's process in one guest: started now, or one that has stayed in a saved machine.
 
-    def __init__(self, ssh: Ssh, deadline: Deadline) -> None:
+    :param stayed: whether there is one that has stayed.
+    """
+
+    def __init__(self, ssh: Ssh, deadline: Deadline, *, stayed: bool = False) -> None:
         self._ssh = ssh
-        self._channel = ssh.open(AGENT, deadline)
+        self._stayed = stayed
+        self._channel = ssh.forward(PORT, deadline) if stayed else ssh.open(AGENT, deadline)
         self._buffer = b""
         self._errors = b""
         self._serial = 0
         self._abandoned: set[int] = set()
 
-    def call(self, function: str, *, deadline: Deadline, **arguments: object) -> Any:
+    def call(self, function: str, *, deadline: Deadline, secret: bool = False, **arguments: Any) -> Any:
         """Call ``module.function`` among the probes and give its result.
 
+        :param secret: whether the journal keeps the arguments to itself.
         :param arguments: JSON values.
         :raises ProbeError: when the function raised.
         :raises GuestHang: when it has not answered by the deadline.
@@ -63,7 +70,11 @@ class Probe:
         seconds = round(time.monotonic() - started, 3)
         shown = json.dumps(answer)[:_SHOWN]
         self._ssh.journal.record(
-            layer=self._ssh.layer, probe=function, arguments=arguments, seconds=seconds, answer=shown
+            layer=self._ssh.layer,
+            probe=function,
+            arguments="secret" if secret else arguments,
+            seconds=seconds,
+            answer=shown,
         )
         if "error" in answer:
             raise ProbeError(
@@ -93,7 +104,7 @@ class Probe:
 
     def _line(self, function: str, deadline: Deadline) -> bytes:
         while b"\n" not in self._buffer:
-            ended = self._channel.exit_status_ready()  # looked at first: its last words may come just now
+            ended = self._has_ended()  # looked at first: its last words may come just now
             self._read_errors()
             if self._channel.recv_ready():
                 self._buffer += self._channel.recv(1 << 20)
@@ -108,6 +119,9 @@ class Probe:
             wait_for_data(self._channel)
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line
+
+    def _has_ended(self) -> bool:
+        return bool(self._channel.eof_received) if self._stayed else self._channel.exit_status_ready()
 
     def _read_errors(self) -> None:
         while self._channel.recv_stderr_ready():

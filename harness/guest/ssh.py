@@ -196,6 +196,18 @@ class Ssh:
                 ) from error
             raise self._lost(argv, error) from error
 
+    def forward(self, port: int, deadline: Deadline) -> paramiko.Channel:
+        """A connection to a port of the guest's own loopback.
+
+        :raises LostConnection: nobody listens there, or the connection broke.
+        """
+        try:
+            return self._transport.open_channel(
+                "direct-tcpip", ("127.0.0.1", port), ("127.0.0.1", 0), timeout=deadline.remaining_s + _POLL_S
+            )
+        except _TRANSIENT as error:
+            raise self._lost((f"a connection to port {port}",), error) from error
+
     def open_shell(self, window: tuple[int, int] | None) -> paramiko.Channel:
         """Start a login shell and give its channel.
 

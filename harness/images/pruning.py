@@ -6,10 +6,11 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.deadline import Deadline
 from harness.images.locks import held, held_if_free
@@ -32,21 +33,23 @@ class _Candidate:
     size: int
 
 
-def prune(root: Path, *, keep_days: float | None, max_bytes: int | None) -> int:
+def prune(root: Path, *, keep_days: float | None, max_bytes: int | None, kind: str | None = None) -> int:
     """Remove what is older than ``keep_days`` days, then the longest unused until ``max_bytes`` are left.
 
+    :param kind: look at entries of that kind alone.
     :return: how many bytes are freed.
     """
     before = _size(root)
-    left = before
-    for candidate in sorted(_candidates(root), key=lambda item: item.used):
+    candidates = list(_candidates(root) if kind is None else _entries(root, kind))
+    left = before if kind is None else sum(candidate.size for candidate in candidates)
+    for candidate in sorted(candidates, key=lambda item: item.used):
         old = keep_days is not None and time.time() - candidate.used > keep_days * _DAY_S
         if old or (max_bytes is not None and left > max_bytes):
             with held_if_free(candidate.lock) as free:
                 if free and _remove(candidate.path):
                     left -= candidate.size
     with held(root / "commit.lock", Deadline.after(60, "the store's lock")):
-        named = {sha256 for path in (root / "entries").glob("*.json") for sha256 in _objects_of(path)}
+        named = {sha256 for path in (root / "entries").glob("*.json") for sha256 in _objects_of(_manifest(path))}
         for path in (root / "objects").iterdir():
             if path.name not in named:
                 path.unlink(missing_ok=True)
@@ -54,15 +57,22 @@ def prune(root: Path, *, keep_days: float | None, max_bytes: int | None) -> int:
 
 
 def _candidates(root: Path) -> Iterator[_Candidate]:
-    for path in (root / "entries").glob("*.json"):
-        size = sum(_size(root / "objects" / sha256) for sha256 in _objects_of(path))
-        yield _Candidate(path, root / "locks" / f"{path.stem}.lock", path.stat().st_mtime, size)
+    yield from _entries(root)
     for path in (root / "debs").glob("*.deb"):
         yield _Candidate(path, root / "debs" / ".lock", path.stat().st_mtime, path.stat().st_size)
     for path in (root / "apt").glob("*.lock"):
         directory = path.with_suffix("")
         if directory.is_dir():
             yield _Candidate(directory, path, directory.stat().st_mtime, _size(directory))
+
+
+def _entries(root: Path, kind: str | None = None) -> Iterator[_Candidate]:
+    for path in (root / "entries").glob("*.json"):
+        with suppress(FileNotFoundError):  # another process prunes too
+            manifest = _manifest(path)
+            if kind is None or manifest.get("kind") == kind:
+                size = sum(_size(root / "objects" / sha256) for sha256 in _objects_of(manifest))
+                yield _Candidate(path, root / "locks" / f"{path.stem}.lock", path.stat().st_mtime, size)
 
 
 def _remove(path: Path) -> bool:
@@ -78,11 +88,20 @@ def _remove(path: Path) -> bool:
     return False
 
 
-def _objects_of(manifest: Path) -> list[str]:
-    """The objects that a manifest names; one that is damaged names none, and is worth nothing."""
+def _manifest(path: Path) -> dict[str, Any]:
+    """A manifest's content; one that is damaged has none, and is worth nothing."""
     try:
-        return [str(file["sha256"]) for file in json.loads(manifest.read_bytes())["files"].values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _objects_of(manifest: Mapping[str, Any]) -> list[str]:
+    """The objects that a manifest names."""
+    try:
+        return [str(file["sha256"]) for file in manifest["files"].values()]
+    except (KeyError, TypeError, AttributeError):
         return []
 
 

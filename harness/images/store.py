@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import time
@@ -51,11 +52,13 @@ class Built:
     :param files: names and where they lie in the workspace; they are moved into the store.
     :param packages: what they were made from.
     :param facts: what the builder found out.
+    :param private: whether only this user may read the files.
     """
 
     files: Mapping[str, Path]
     packages: Sequence[Package] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    private: bool = False
 
 
 class Entry(Manifest):
@@ -129,21 +132,58 @@ class Store:
                 assert entry is not None, "no pruner takes an entry while its lock is held"
                 return entry
 
+    def find(self, kind: str, name: str, arch: str, inputs: dict[str, Any]) -> Entry | None:
+        """The entry that these inputs made, if there is one; :meth:`Entry.path` compares a file with its hash."""
+        with self._explained(f"{kind} {name} for {arch}"), suppress(DamagedObject):
+            self._prepare()
+            return self._usable(key_of(kind, name, arch, inputs), ())
+        return None
+
+    @contextmanager
+    def draft(self) -> Iterator[Path]:
+        """A directory for what :meth:`add` is to take; it goes with the block, and with this process."""
+        self._prepare()
+        with workspace(self._temporary) as directory:
+            yield directory
+
+    def add(self, what: tuple[str, str, str, dict[str, Any]], built: Built, directory: Path, *, seconds: float) -> None:
+        """Take in what was made from some inputs, unless it is there.
+
+        :param what: kind, name, architecture, inputs.
+        :param directory: the draft that the files lie in.
+        :param seconds: what making it took.
+        """
+        key = key_of(*what)
+        with (
+            self._explained(f"{what[0]} {what[1]} for {what[2]}"),
+            held(self._locks / f"{key}.lock", Deadline.after(60, "the store's lock")),
+        ):
+            if not (self._entries / f"{key}.json").exists():
+                self._commit(directory, key, built, what, seconds)
+
+    def sha256_of(self, path: Path) -> str:
+        """A file's hash; for one of the store's, without reading it."""
+        if path.parent == self.root / "objects":
+            return path.name
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
     def list(self) -> list[Entry]:
         """Every entry, by kind, name and architecture."""
         entries = (self._read(path) for path in self._entries.glob("*.json"))
         return sorted((entry for entry in entries if entry), key=lambda entry: (entry.kind, entry.name, entry.arch))
 
-    def prune(self, *, keep_days: float | None = None, max_bytes: int | None = None) -> int:
+    def prune(self, *, keep_days: float | None = None, max_bytes: int | None = None, kind: str | None = None) -> int:
         """Remove entries and downloads that nobody uses now, those first that were not used for longest.
 
         :param keep_days: remove what was last used longer ago.
-        :param max_bytes: remove until the store is no larger.
+        :param max_bytes: remove until the store, or its entries of that kind, are no larger.
+        :param kind: remove only entries of that kind.
         :return: how many bytes are freed.
         """
         with self._explained("the image store, pruned"):
             self._prepare()
-            return prune(self.root, keep_days=keep_days, max_bytes=max_bytes)
+            return prune(self.root, keep_days=keep_days, max_bytes=max_bytes, kind=kind)
 
     def disk_usage(self) -> int:
         """How many bytes the store takes, downloads included."""
@@ -161,7 +201,7 @@ class Store:
         """Move a builder's files in, then say so in a manifest."""
         # Against a pruner that would take the objects for garbage, because no manifest names them yet.
         with held(self.root / "commit.lock", Deadline.after(60, "the store's lock")):
-            files = {name: self._objects.put(path) for name, path in built.files.items()}
+            files = {name: self._objects.put(path, private=built.private) for name, path in built.files.items()}
             _sync(self.root / "objects")
             kind, name, arch, inputs = what
             manifest = Manifest(

@@ -4,54 +4,33 @@ from __future__ import annotations
 
 import secrets
 import shlex
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from harness.deadline import Deadline, DeadlineExceeded
-from harness.errors import (
-    BootError,
-    GuestCrash,
-    GuestError,
-    GuestHang,
-    HarnessError,
-    HostError,
-    LostConnection,
-)
+from harness.errors import BootError, GuestHang, HarnessError, HostError
 from harness.guest.identity import Identity
 from harness.guest.probe import Probe
 from harness.guest.ssh import Journal, Ssh
 from harness.machine.accel import Accelerator
 from harness.machine.console import Console
+from harness.machine.health import END_S, Health
 from harness.machine.initrd import write_initrd
-from harness.machine.process import Process, describe_exit
+from harness.machine.process import Process
 from harness.machine.qmp import Monitor, MonitorLost
-from harness.machine.remedies import HINTS, blame_age
-from harness.machine.scratch import check_room
+from harness.machine.remedies import blame_age
 from harness.machine.spec import Plan, Wiring, qemu_argv
 from harness.machine.trace import Tracer
-from harness.oops import Blame, Report, Severity
-
-#: Who kills QEMU with these is the OOM killer or a person, and may not do it again.
-_SIGNALS_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
-
-#: How long QEMU may take to be gone after its sockets have closed.
-_END_S = 1.0
+from harness.oops import Report
 
 READY = b"harness: ready"
 _MONITOR_TIMEOUT_S = 30
-_POLL_S = 0.05
-_ENDS = {"guest-reset": "the machine reset itself", "guest-shutdown": "the machine powered itself off"}
-
-
-class ProvokedCrash(GuestError):
-    """The machine has come to the end that the scenario provokes on purpose (``allow_crash``)."""
 
 
 @dataclass(slots=True)
@@ -81,8 +60,12 @@ class _Running:
     started: float
     ssh: Ssh | None = None
     probe: Probe | None = None
-    pauses_expected: bool = False
     stack: ExitStack = field(default_factory=ExitStack)
+
+
+def new_mac() -> str:
+    """An address for a network card, of those that QEMU has for itself."""
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
 
 
 class Machine:
@@ -92,6 +75,8 @@ class Machine:
     :param results: directory for logs; they stay.
     :param scratch: directory for sockets and temporary files; it goes.
     :param tolerated: whether a crash report is one that the scenario provokes on purpose.
+
+    ``agent_stays`` says whether the guest has a probe agent that does not go with its connection.
     """
 
     def __init__(
@@ -116,15 +101,16 @@ class Machine:
         self.console_socket = scratch / "console"
         self.console = Console(layer, "linux", results / f"console-{layer}.log", self.console_socket)
         self.qemu_output = Console("qemu", "qemu", results / "qemu.log")
-        self._tolerated = tolerated
+        self.health = Health(layer, (self.console, self.qemu_output), self.qemu_output, tolerated)
         self.scratch = scratch
         self.pids: list[int] = []
         self._running: _Running | None = None
+        self.agent_stays = False
         self._starts = 0
         self._wiring = Wiring(
             kernel=str(files.kernel),
             initrd=str(scratch / "initrd"),
-            mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3)),
+            mac=new_mac(),
             console_socket=str(self.console_socket),
             console_log=str(self.console.log),
         )
@@ -137,7 +123,7 @@ class Machine:
     @property
     def consoles(self) -> tuple[Console, ...]:
         """Everything that is scanned for crashes."""
-        return (self.console, self.qemu_output)
+        return self.health.consoles
 
     def __enter__(self) -> Self:
         return self
@@ -156,13 +142,14 @@ class Machine:
         :raises BootError: the guest is not there in time, or its image is at fault.
         :raises GuestCrash: the guest's kernel crashed on the way.
         """
+        self.agent_stays = False
         write_initrd(Path(self._wiring.initrd), self.files.segments, self.identity)
         timeout_s = self.plan.profile.boot_timeout_s * self.time_factor
         deadline = Deadline.after(timeout_s, f"the guest to boot ({timeout_s:.0f} s under {self.accelerator.name})")
         self.start()
         try:
             self.console.wait_for(READY, deadline, self.check)
-            self.timings.ready = self._elapsed()
+            self.timings.ready = self.elapsed()
             self.ssh(deadline)
         except (DeadlineExceeded, GuestHang) as error:
             silent = f": {error.message}" if isinstance(error, GuestHang) else ""
@@ -173,9 +160,15 @@ class Machine:
                 log=self.console.log,
                 hint="the console's last lines say how far it came; a loaded host needs more time",
             ) from None
-        self.timings.first_command = self._elapsed()
+        self.is_up()
 
-    def _elapsed(self) -> float:
+    def is_up(self) -> None:
+        """The guest takes commands; from now on it is steps that provoke what happens."""
+        self.timings.first_command = self.elapsed()
+        self.health.is_up = True
+
+    def elapsed(self) -> float:
+        """Seconds since QEMU's start."""
         return round(time.monotonic() - self._live.started, 3)
 
     def start(self, *, incoming: bool = False) -> None:
@@ -184,6 +177,8 @@ class Machine:
         :param incoming: whether QEMU waits for a saved state instead of booting.
         :raises HostError: QEMU cannot be started, or ends at once.
         """
+        if incoming:  # what the guest once read from it is in its memory
+            Path(self._wiring.initrd).touch()
         ours, theirs = socket.socketpair()
         self._starts += 1
         # QEMU truncates its log when it starts, so a restored machine gets another one.
@@ -206,23 +201,25 @@ class Machine:
             process.kill()
             raise
         self._running = _Running(process, monitor, Tracer(monitor, log), started)
-        self.timings.monitor = self._elapsed()
+        self.health.begin(process, monitor)
+        self.timings.monitor = self.elapsed()
 
     def _silent(self, process: Process) -> HarnessError:
         """Why QEMU does not talk. Its monitor closes a moment before its end is seen; if it does not end, end it."""
-        status = process.wait(Deadline.after(_END_S, "QEMU to end"))
+        status = process.wait(Deadline.after(END_S, "QEMU to end"))
         if status is None:
             process.kill()
-            return self._host_error("QEMU did not open its monitor")
+            return self.health.host_error("QEMU did not open its monitor")
         if status == 0 and not self.console.tail():
-            return self._host_error("QEMU ended with exit status 0 before there was a guest")
-        return self._qemu_ended(status)
+            return self.health.host_error("QEMU ended with exit status 0 before there was a guest")
+        return self.health.qemu_ended(status)
 
     def kill(self) -> None:
         """End QEMU at once; there is nothing in a test guest worth shutting down for. Safe to call again."""
         running, self._running = self._running, None
         if running is None:
             return
+        self.health.end()
         running.process.kill()
         with ExitStack() as stack:
             stack.callback(running.monitor.close)
@@ -271,7 +268,7 @@ class Machine:
             )
         return live.ssh
 
-    def call(self, function: str, *, deadline: Deadline, **arguments: object) -> Any:
+    def call(self, function: str, *, deadline: Deadline, **arguments: Any) -> Any:
         """Call a probe function in the guest; the agent is started at first use."""
         return self.probe(deadline).call(function, deadline=deadline, **arguments)
 
@@ -279,137 +276,27 @@ class Machine:
         """The guest's probe agent."""
         live = self._live
         if live.probe is None:
-            live.probe = Probe(self.ssh(deadline), deadline)
+            live.probe = Probe(self.ssh(deadline), deadline, stayed=self.agent_stays)
         return live.probe
 
-    @contextmanager
-    def pausing(self) -> Iterator[None]:
-        """While the block runs, a guest that is stopped is no fault."""
+    def disconnect(self) -> None:
+        """Close the connections to the guest. What needs one makes another."""
         live = self._live
-        live.pauses_expected = True
-        try:
-            yield
-        finally:
-            live.pauses_expected = False
+        for connection in (live.probe, live.ssh):
+            if connection is not None:
+                connection.close()
+        live.probe = live.ssh = None
 
     # -- health --------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Look at the machine's consoles and at QEMU; called wherever the harness waits.
-
-        A crash that the kernel survives is judged at the end; one that ends the machine is raised here.
-
-        :raises GuestCrash: the guest panicked or reset itself.
-        :raises BootError: it panicked because of its image or its command line.
-        :raises HostError: QEMU ended or stopped by itself.
-        """
-        for console in self.consoles:
-            for report in self._new_reports(console):
-                self._raise_if_fatal(report, console)
-        check_room(self.results)
-        live = self._live
-        status = live.process.poll()
-        if status is not None:
-            raise self._qemu_ended(status)
-        if not live.pauses_expected and live.monitor.events("STOP"):
-            state = live.monitor.execute("query-status")["status"]
-            if state != "running":
-                raise self._host_error(f"QEMU stopped the machine: {state}")
-
-    @staticmethod
-    def _new_reports(console: Console) -> list[Report]:
-        """What a console shows now. What ends the machine may cut its own report short: a moment must do for it."""
-        reports = console.poll()
-        patience = Deadline.after(_END_S, "the rest of a crash report")
-        while (pending := console.pending) is not None and pending.severity is Severity.FATAL:
-            if patience.expired:
-                return [*reports, pending]
-            time.sleep(_POLL_S)
-            reports += console.poll()
-        return reports
-
-    def _host_error(self, message: str) -> HostError:
-        return HostError(message, layer="qemu", tail=self.qemu_output.tail(), log=self.qemu_output.log)
-
-    def _crash(self, report: Report, console: Console) -> HarnessError:
-        """A crash that ends the machine, as the error that blames who is to blame."""
-        wrong: type[HarnessError] = GuestCrash
-        if report.blame is Blame.SETUP:
-            wrong = HostError if console is self.qemu_output else BootError
-        return wrong(report.title, layer=console.layer, tail=console.tail(), log=console.log)
-
-    def _raise_if_fatal(self, report: Report, console: Console) -> None:
-        if report.severity is not Severity.FATAL:
-            return
-        if self._tolerated(report):
-            if self._is_up:
-                raise ProvokedCrash(report.title, layer=console.layer, tail=console.tail(), log=console.log)
-            return
-        raise self._crash(report, console)
-
-    def _qemu_ended(self, status: int) -> HarnessError:
-        for console in self.consoles:
-            for report in console.finish():
-                if report.severity is Severity.FATAL and not self._tolerated(report):
-                    return self._crash(report, console)
-        reason = self._shutdown_reason() if status == 0 else ""
-        if reason.startswith("host-"):
-            ended = self._host_error("QEMU was told to end by a signal from outside")
-            ended.may_pass = True
-            return ended
-        if status == 0:
-            title = _ENDS.get(reason, "the machine reset or powered itself off")
-            wrong = ProvokedCrash if self._is_up and self._end_is_provoked(title) else GuestCrash
-            return wrong(title, layer=self.layer, tail=self.console.tail(), log=self.console.log)
-        error = self._host_error(f"QEMU ended with {describe_exit(status)}")
-        error.may_pass = status in _SIGNALS_FROM_OUTSIDE
-        return error
-
-    @property
-    def _is_up(self) -> bool:
-        """Whether steps can have provoked what happens now."""
-        return self.timings.first_command > 0
-
-    def _shutdown_reason(self) -> str:
-        """Why a QEMU that ended well ended (QEMU's ``qapi/run-state.json``, ShutdownCause); empty if it did not say."""
-        if self._running is None:
-            return ""
-        event = self._running.monitor.wait_event("SHUTDOWN", Deadline.after(_END_S, "QEMU's last words"))
-        return "" if event is None else str(event["data"].get("reason", ""))
-
-    def _end_is_provoked(self, title: str) -> bool:
-        """Whether the scenario provokes a reset, or the panic that led to this one."""
-        end = Report(self.layer, title, Severity.FATAL, Blame.PRODUCT, "machine-ended", 0, 0, ())
-        fatal = [report for report in self.console.reports if report.severity is Severity.FATAL]
-        return any(self._tolerated(report) for report in (*fatal, end))
+        """See :meth:`Health.check`."""
+        self.health.check()
 
     def explain(self, error: HarnessError) -> HarnessError:
-        """What is behind an error that a step ran into: a crash, QEMU's end, a full disk; else the error itself.
+        """See :meth:`Health.explain`."""
+        return self.health.explain(error)
 
-        A connection breaks a moment before QEMU is seen to be gone, and a guest that hangs may be one whose QEMU does
-        not run.
-        """
-        if self._running is None or isinstance(error, GuestCrash | ProvokedCrash):
-            return error
-        broken = isinstance(error, LostConnection | HostError)
-        patience = Deadline.after(_END_S if broken else 0, "QEMU to end")
-        while True:
-            try:
-                self.check()
-            except HarnessError as cause:
-                same = type(cause) is type(error) and cause.message == error.message
-                return error if same else cause
-            if patience.expired:
-                break
-            time.sleep(_POLL_S)
-        if self._live.process.is_stopped():
-            return HostError(
-                f"QEMU does not run: something stopped it (SIGSTOP), and so {error.message}",
-                layer="qemu",
-                hint=f"who stopped process {self.pid}? A debugger, a full session quota, a frozen container?",
-            )
-        if isinstance(error, GuestHang | LostConnection | DeadlineExceeded):
-            error.layer, error.tail = error.layer or self.layer, error.tail or self.console.tail()
-            error.log = error.log or self.console.log
-            error.hint = error.hint or HINTS.get(type(error))
-        return error
+    def pausing(self) -> AbstractContextManager[None]:
+        """See :meth:`Health.pausing`."""
+        return self.health.pausing()

@@ -173,6 +173,13 @@ class Monitor:
         with self._arrived:
             return [event for event in self._events if event["event"] == name]
 
+    def forget(self, name: str) -> None:
+        """Drop the events of that name seen so far, so that :meth:`wait_event` waits for a new one."""
+        with self._arrived:
+            kept = [event for event in self._events if event["event"] != name]
+            self._events.clear()
+            self._events.extend(kept)
+
     def wait_event(
         self, name: str, deadline: Deadline, matches: Callable[[Mapping[str, Any]], bool] = lambda _: True
     ) -> Mapping[str, Any] | None:

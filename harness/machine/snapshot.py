@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import secrets
 import shutil
+import time
 from pathlib import Path
+
+from tenacity import Retrying, retry_if_exception_type, wait_fixed
 
 from harness.deadline import Deadline
 from harness.errors import HostError
-from harness.machine.machine import Machine
+from harness.guest.identity import Identity
+from harness.guest.probe import PORT
+from harness.machine.machine import Machine, new_mac
+from harness.machine.qmp import MonitorRefused
 
 _LOOK_S = 1.0
 _EVENTS = {"capabilities": [{"capability": "events", "state": True}]}
@@ -18,14 +26,7 @@ def save(machine: Machine, state: Path, deadline: Deadline) -> None:
 
     :raises HostError: when QEMU cannot save it, a full disk included.
     """
-    monitor = machine.monitor
-    with machine.pausing(), state.open("wb") as file:
-        monitor.execute("stop")
-        monitor.send_fd("state", file.fileno())
-        monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
-        monitor.execute("migrate-set-capabilities", _EVENTS)
-        monitor.execute("migrate", {"uri": "fd:state"})
-        _await_migration(machine, state, deadline)
+    _write(machine, state, deadline)
     machine.kill()
 
 
@@ -43,6 +44,63 @@ def restore(machine: Machine, state: Path, deadline: Deadline) -> None:
         _await_migration(machine, state, deadline)
         monitor.execute("cont")
     machine.ssh(deadline)
+
+
+def fork(machine: Machine, state: Path, deadline: Deadline) -> None:
+    """Write the state that others are to go on from (:func:`take_up`), and let this machine go on as well.
+
+    Connections are closed meanwhile: there is nobody at their other end for those who take the state up.
+
+    :raises HostError: when QEMU cannot save it.
+    """
+    unsaved = [device.unsaved for device in machine.plan.profile.devices.values() if device.unsaved]
+    machine.call("resume.prepare", deadline=deadline, unsaved=sorted(set(unsaved)), port=PORT)
+    machine.disconnect()
+    machine.agent_stays = True
+    _write(machine, state, deadline)
+    # QEMU tells of the end a moment before it is ready to go on.
+    Retrying(retry=retry_if_exception_type(MonitorRefused), wait=wait_fixed(0.01), stop=lambda _: deadline.expired)(
+        machine.monitor.execute, "cont"
+    )
+    machine.ssh(deadline)
+
+
+def take_up(machine: Machine, state: Path, saved: Identity, deadline: Deadline) -> None:
+    """Start QEMU from a state that :func:`fork` wrote, and make the guest a machine of its own.
+
+    :param saved: who the guest was when it was saved.
+    :raises HarnessError: whatever goes wrong; the machine is of no use then.
+    """
+    fresh = machine.identity
+    machine.identity = saved
+    restore(machine, state, deadline)
+    machine.timings.ready = machine.elapsed()
+    machine.agent_stays = True
+    machine.probe(deadline).call(
+        "resume.resume",
+        deadline=deadline,
+        secret=True,
+        token=saved.token,
+        files={path: (base64.b64encode(content).decode(), mode) for path, (content, mode) in fresh.files().items()},
+        mac=new_mac(),
+        now_s=time.time(),
+        randomness=base64.b64encode(secrets.token_bytes(64)).decode(),
+    )
+    machine.identity = fresh
+    machine.is_up()
+
+
+def _write(machine: Machine, state: Path, deadline: Deadline) -> None:
+    """Stop the guest and write its state to a file; the guest is left stopped."""
+    monitor = machine.monitor
+    monitor.forget("MIGRATION")
+    with machine.pausing(), state.open("wb") as file:
+        monitor.execute("stop")
+        monitor.send_fd("state", file.fileno())
+        monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
+        monitor.execute("migrate-set-capabilities", _EVENTS)
+        monitor.execute("migrate", {"uri": "fd:state"})
+        _await_migration(machine, state, deadline)
 
 
 def _await_migration(machine: Machine, state: Path, deadline: Deadline) -> None:

@@ -37,10 +37,12 @@ class _Strict(BaseModel):
 class Device(_Strict):
     """One ``-device`` of a profile; its key in the profile is its QEMU id.
 
-    ``settable`` names the properties that a scenario may set in ``boot.devices``, with their types.
+    ``settable`` names the properties that a scenario may set in ``boot.devices``, with their types. ``unsaved`` is the
+    PCI id (``vendor:device``, in hexadecimal) of a device whose state QEMU does not save with the machine's.
     """
 
     driver: _Name
+    unsaved: Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")] | None = None
     properties: dict[_Name, Scalar] = {}
     settable: dict[_Name, Literal["bool", "int", "str"]] = {}
 

@@ -1,5 +1,8 @@
 """Serves calls to the other probes: one JSON object a line in, one a line out.
 
+It talks over its standard streams. One that is to live on in a saved machine is forked from it (:func:`stay`), and then
+talks over TCP with whoever connects, one at a time.
+
 ``{"id": 1, "call": "memory.vmstat", "arguments": {}}`` calls ``vmstat()`` of ``memory.py`` beside this file and
 answers ``{"id": 1, "result": ...}`` or ``{"id": 1, "error": "...", "kind": "OSError", "errno": 12}``.
 """
@@ -14,7 +17,11 @@ import traceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself is slow to import
+    import socket
     from typing import Any
+
+#: What an agent that stays has for standard error.
+LOG = "/run/harness-agent.log"
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -43,6 +50,51 @@ def survive() -> None:
             file.write("-1000")
         with open(f"/proc/{pid}/stat") as file:
             pid = int(file.read().rpartition(")")[2].split()[1])
+
+
+def stay(port: int) -> None:
+    """Fork an agent that outlives this connection, with all that this one holds but its children.
+
+    It listens on a port of the guest's own loopback before this returns.
+    """
+    import socket
+
+    listener = socket.create_server(("127.0.0.1", port), backlog=1)
+    if os.fork():
+        listener.close()
+        return
+    os.setsid()
+    log = os.open(LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    for fd in (0, 1, 2):
+        os.dup2(log, fd)
+    os.closerange(3, listener.fileno())
+    os.closerange(listener.fileno() + 1, 1024)
+    _serve_the_newest(listener)
+
+
+def _serve_the_newest(listener: socket.socket) -> None:
+    """Answer whoever connected last: one who is gone may never have said so, when the machine was saved meanwhile."""
+    import select
+
+    connection, buffer = None, b""
+    while True:
+        ready, _, _ = select.select([listener, connection] if connection else [listener], [], [])
+        if listener in ready:
+            if connection:
+                connection.close()
+            (connection, _), buffer = listener.accept(), b""
+            continue
+        assert connection is not None
+        try:
+            data = connection.recv(65536)
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in lines:
+                connection.sendall(json.dumps(answer(json.loads(line))).encode() + b"\n")
+        except OSError:
+            data = b""
+        if not data:
+            connection.close()
+            connection = None
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def probe(line: Line, tmp_path: Path) -> Iterator[Probe]:
 
 
 def test_a_call_gives_the_functions_result(probe: Probe) -> None:
-    values = {"text": "é\n", "number": -3, "list": [1, [2]], "map": {"a": None}, "yes": True}
+    values: dict[str, Any] = {"text": "é\n", "number": -3, "list": [1, [2]], "map": {"a": None}, "yes": True}
     assert probe.call("sample.echo", deadline=soon(), **values) == values
 
 

@@ -16,6 +16,7 @@ from harness.deadline import DeadlineExceeded
 from harness.errors import BootError, GuestCrash, HarnessError, HostError
 from harness.guest.identity import Identity
 from harness.machine import console as console_module
+from harness.machine import health as health_module
 from harness.machine import machine as machine_module
 from harness.machine.console import ConsoleFlood
 from harness.machine.process import is_running
@@ -55,7 +56,8 @@ def refused(rig: Rig, kind: type[HarnessError], layer: str) -> HarnessError:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """For machines that give the whole of the moment to what does not come in it: a short moment."""
-    monkeypatch.setattr(machine_module, "_END_S", 0.1)
+    for module in (machine_module, health_module):
+        monkeypatch.setattr(module, "END_S", 0.1)
 
 
 def may_pass(error: HarnessError) -> bool:
