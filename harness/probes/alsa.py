@@ -26,6 +26,7 @@ PREPARE, START, DROP = 0x4140, 0x4142, 0x4143
 WRITEI, READI = 0x40184150, 0x80184151
 FRAME = 4
 _RATE, _CHANNELS = 48000, 2
+_NOT_OPEN = 1 << 30  # a file descriptor that no process has: EBADF
 _NEVER = 1 << 62  # frames: a threshold that no stream reaches
 _ACCESS_RW_INTERLEAVED, _FORMAT_S16_LE = 3, 2
 # SNDRV_PCM_HW_PARAM_*: intervals are numbered from 8
@@ -147,13 +148,16 @@ class Streams:
 
     def close(self, stream: str) -> Answer:
         """Close a stream."""
-        os.close(self._fds.pop(stream))
+        fd = self._fds.pop(stream, -1)
+        if fd < 0:
+            return _outcome(errno.EBADF)
+        os.close(fd)
         return _outcome(0)
 
     def _try(self, stream: str, number: int, request: bytearray | None = None) -> Answer:
         code = 0
         try:
-            fcntl.ioctl(self._fds[stream], number, 0 if request is None else request)
+            fcntl.ioctl(self._fds.get(stream, _NOT_OPEN), number, 0 if request is None else request)
         except OSError as error:
             code = error.errno or -1
         return _outcome(code)

@@ -60,9 +60,7 @@ class Display:
         """The driver's name and description."""
         name, about = ctypes.create_string_buffer(64), ctypes.create_string_buffer(128)
         request = bytearray(
-            struct.pack(
-                "<iii4xQQQQQQ", 0, 0, 0, 63, ctypes.addressof(name), 0, 0, 127, ctypes.addressof(about)
-            )
+            struct.pack("<iii4xQQQQQQ", 0, 0, 0, 63, ctypes.addressof(name), 0, 0, 127, ctypes.addressof(about))
         )
         fcntl.ioctl(self._fd, VERSION, request)
         return {"driver": name.value.decode(), "about": about.value.decode()}

@@ -1,7 +1,7 @@
-"""Another domain's grants, as the hypervisor has them: its grant table's own pages, and what ``xl debug-keys g`` prints.
+"""Another domain's grants, as the hypervisor has them: its grant table's pages, and what ``xl debug-keys g`` prints.
 
-Interfaces: include/uapi/xen/privcmd.h; xen/include/public/grant_table.h (``grant_entry_v1``: flags and domain of 16 bits
-each, a frame of 32) and memory.h (``XENMEM_acquire_resource``) in Xen's source.
+Interfaces: include/uapi/xen/privcmd.h; xen/include/public/grant_table.h (``grant_entry_v1``: flags and domain of 16
+bits each, a frame of 32) and memory.h (``XENMEM_acquire_resource``) in Xen's source.
 """
 
 from __future__ import annotations

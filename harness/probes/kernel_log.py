@@ -5,27 +5,26 @@ from __future__ import annotations
 import os
 
 _CONTROL = "/sys/kernel/debug/dynamic_debug/control"
-_followed: int | None = None
+_followers: dict[str, int] = {}
 
 
-def follow() -> dict[str, int]:
-    """From now on, remember what :func:`new_lines` has given."""
-    global _followed
-    if _followed is None:
-        _followed = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    os.lseek(_followed, 0, os.SEEK_END)
+def follow(who: str) -> dict[str, int]:
+    """From now on, remember what :func:`new_lines` has given to this follower."""
+    if who not in _followers:
+        _followers[who] = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.lseek(_followers[who], 0, os.SEEK_END)
     return {}
 
 
-def new_lines() -> list[str]:
-    """The lines since the last call, without their prefix; the oldest may be missing when there were too many."""
-    if _followed is None:
-        follow()
+def new_lines(who: str) -> list[str]:
+    """The lines since this follower's last call, without prefix; the oldest may be missing when they were too many."""
+    if who not in _followers:
+        follow(who)
         return []
-    lines = []
+    lines: list[str] = []
     while True:
         try:
-            record = os.read(_followed, 8192).decode(errors="replace")
+            record = os.read(_followers[who], 8192).decode(errors="replace")
         except BlockingIOError:
             return lines
         except BrokenPipeError:  # the oldest were overwritten; the next read goes on with what is left

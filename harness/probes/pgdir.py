@@ -11,9 +11,10 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself is slow to import
-    from collections.abc import Callable, MutableSequence, Sequence
+    import mmap
+    from collections.abc import Callable, Sequence
 
-    Buffer = bytes | bytearray | memoryview
+    Memory = bytearray | memoryview | mmap.mmap
 
 PAGE = 4096
 PER_PAGE = 1023
@@ -77,14 +78,14 @@ def walk(first: int, pages: int, read: Callable[[int], bytes]) -> Directory:
     return found
 
 
-def fill_directory(grefs: Sequence[int], directory: Sequence[Buffer]) -> None:
+def fill_directory(grefs: Sequence[int], directory: Memory) -> None:
     """Write a backend's own references into directory pages, whose links it must not touch.
 
-    :param directory: writable buffers of a page each, linked already.
+    :param directory: the pages, in order.
     """
-    for number, page in enumerate(directory):
+    for number in range(directory_pages_of(len(grefs))):
         part = grefs[number * PER_PAGE : (number + 1) * PER_PAGE]
-        struct.pack_into(f"<{len(part)}I", page, 4, *part)
+        struct.pack_into(f"<{len(part)}I", directory, number * PAGE + 4, *part)
 
 
 def pattern(seed: int, page: int) -> bytes:
@@ -92,13 +93,13 @@ def pattern(seed: int, page: int) -> bytes:
     return hashlib.shake_128(struct.pack("<QQ", seed, page)).digest(PAGE)
 
 
-def fill(memory: MutableSequence[int], size: int, seed: int, offset: int = 0) -> None:
+def fill(memory: Memory, size: int, seed: int, offset: int = 0) -> None:
     """Write the pattern into ``size`` bytes from ``offset`` on, of a buffer whose pattern starts at its byte 0."""
     for start, stop, page in _pieces(offset, size):
         memory[start:stop] = pattern(seed, page)[start - page * PAGE : stop - page * PAGE]
 
 
-def compare(memory: Sequence[int], size: int, seed: int, offset: int = 0) -> dict[str, int]:
+def compare(memory: Memory, size: int, seed: int, offset: int = 0) -> dict[str, int]:
     """Compare every byte with the pattern.
 
     Gives how many bytes were looked at, how many are wrong, in how many pages, and the first such page (-1: none).

@@ -104,10 +104,7 @@ class Buffers:
         found.grefs = list(pages.refs)
         told = [NO_SUCH_REF] * count if self.bogus else pages.refs
         directory = self._gntdev.map(self._domain, found.refs)
-        views = [memoryview(directory.memory)[at : at + pgdir.PAGE] for at in range(0, len(directory.memory), pgdir.PAGE)]
-        pgdir.fill_directory(told, views)
-        for view in views:
-            view.release()
+        pgdir.fill_directory(told, directory.memory)
         directory.close()
         self.last.pages = pages
         return self.last

@@ -17,6 +17,7 @@ import time
 from harness.probes import displif, pgdir, shbuf, sndif
 from harness.probes.evtchn import Evtchn
 from harness.probes.gnttab import Gntdev, set_limit
+from harness.probes.granttab import number_of
 from harness.probes.worker import Worker
 from harness.probes.xenring import BackRing, EventPage
 from harness.probes.xenstore import Xenstore
@@ -163,7 +164,8 @@ class Backend:
         identity, operation = struct.unpack_from("<HB", request)
         name = self._device.operations.get(operation, f"operation {operation}")
         self._requests[name] = self._requests.get(name, 0) + 1
-        status, said, body = 0, {}, b""
+        status, body = 0, b""
+        said: Answer = {}
         events: list[bytes] = []
         if name in self._refuse:
             status = self._refuse[name]
@@ -223,12 +225,12 @@ class Backend:
         return {"log": log}
 
     def adopt(self, buffer: str) -> Answer:
-        """Give the buffer that came last a name, and say what its directory looks like."""
-        last = self._buffers.last
+        """Give the buffer that came since the last call a name, and say what its directory looks like (if one came)."""
+        last, self._buffers.last = self._buffers.last, None
         if last is None:
-            raise ValueError("no buffer has come yet")
+            return {"directory": None}
         self._names[buffer] = last
-        return last.describe()
+        return {"directory": last.describe()}
 
     def fill(self, buffer: str, seed: int) -> Answer:
         """Write a pattern into a buffer."""
@@ -267,10 +269,10 @@ class Backend:
             raise TypeError("this backend is no sound card")
         return self._device
 
-    def close(self, timeout_s: float) -> Answer:
+    def close(self, patience_s: float) -> Answer:
         """Close the device and wait until the frontend has let go of it."""
         self._enter(CLOSED)
-        gone = self._wait(timeout_s, lambda: self._frontend() in (INITIALISING, CLOSED))
+        gone = self._wait(patience_s, lambda: self._frontend() in (INITIALISING, CLOSED))
         for channel in self._channels:
             channel.close()
         self._channels.clear()
@@ -278,8 +280,8 @@ class Backend:
         self._buffers.clear()
         return {"gone": gone, "frontend_state": self._frontend()}
 
-    def _wait(self, timeout_s: float, done: Any) -> bool:
-        deadline = time.monotonic() + timeout_s
+    def _wait(self, patience_s: float, done: Any) -> bool:
+        deadline = time.monotonic() + patience_s
         while not (finished := bool(done())) and time.monotonic() < deadline:
             time.sleep(_STATE_POLL_S)
         return finished
@@ -290,24 +292,27 @@ class Backend:
 _workers: dict[str, Worker] = {}
 
 
-def start(kind: str, domain: int, timeout_s: float, gntalloc_limit: int | None = None, **options: Any) -> Answer:
-    """Start a backend and wait until its frontend is connected, or ``timeout_s`` has passed.
+def start(kind: str, domain: str, patience_s: float, gntalloc_limit: int | None = None, **options: Any) -> Answer:
+    """Start a backend and wait until its frontend is connected, or ``patience_s`` has passed.
 
     :param kind: ``vdispl`` or ``vsnd``.
+    :param domain: the frontend's, by its name.
     :param gntalloc_limit: how many pages gntalloc may hand out in all.
     :param options: what the device takes.
     """
     if gntalloc_limit is not None:
         set_limit(gntalloc_limit)
 
+    number = number_of(domain)
+
     def make() -> Backend:
         os.nice(-5)  # the client's patience is the frontend's 3 s
-        buffers = shbuf.Buffers(domain)
+        buffers = shbuf.Buffers(number)
         device = displif.Display if kind == "vdispl" else sndif.Sound
-        return Backend(device(buffers, **options), buffers, domain)
+        return Backend(device(buffers, **options), buffers, number)
 
     worker = _workers[kind] = Worker(f"the {kind} backend", make)
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patience_s
     while True:
         answer = worker.call("status", {})
         if answer["connected"] or time.monotonic() > deadline:
@@ -320,9 +325,9 @@ def call(kind: str, operation: str, arguments: Answer) -> Answer:
     return _workers[kind].call(operation, arguments)
 
 
-def wait_status(kind: str, field: str, value: Any, timeout_s: float) -> Answer:
-    """A backend's status, when a field of it has a value or ``timeout_s`` has passed."""
-    deadline = time.monotonic() + timeout_s
+def wait_status(kind: str, field: str, value: Any, patience_s: float) -> Answer:
+    """A backend's status, when a field of it has a value or ``patience_s`` has passed."""
+    deadline = time.monotonic() + patience_s
     while True:
         answer = call(kind, "status", {})
         if answer[field] == value or time.monotonic() > deadline:

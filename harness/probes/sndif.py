@@ -24,7 +24,14 @@ class Sound:
     """A card with one device: stream 0 plays, stream 1 captures. Each stream has one buffer while it is open."""
 
     kind = "vsnd"
-    operations = {OPEN: "open", CLOSE: "close", READ: "read", WRITE: "write", TRIGGER: "trigger", QUERY: "hw_param_query"}
+    operations = {
+        OPEN: "open",
+        CLOSE: "close",
+        READ: "read",
+        WRITE: "write",
+        TRIGGER: "trigger",
+        QUERY: "hw_param_query",
+    }
     channels = ("0/0", "0/1")
     names = ("ring-ref", "event-channel", "evt-ring-ref", "evt-event-channel")
 

@@ -127,6 +127,7 @@ def _become_worker(stream: socket.socket, make: Callable[[], Session]) -> None:
         keep = stream.fileno()
         os.closerange(3, keep)
         os.closerange(keep + 1, 1 << 10)
+        sys.stderr = os.fdopen(2, "w", closefd=False)  # the agent's may be a file that was just closed
         serve(stream, make())
         status = 0
     except BaseException:
@@ -141,9 +142,9 @@ def serve(stream: socket.socket, session: Session) -> None:
     buffer = b""
     while True:
         files, patience_s = session.waits()
-        ready, _, _ = select.select([stream, *files], [], [], patience_s)
+        ready, _, _ = select.select([stream.fileno(), *files], [], [], patience_s)
         session.turn()
-        if stream not in ready:
+        if stream.fileno() not in ready:
             continue
         chunk = stream.recv(1 << 16)
         if not chunk:

@@ -1,9 +1,8 @@
 """The backend's end of a Xen I/O ring and of an event page, over a mapped page.
 
 Layouts: include/xen/interface/io/ring.h (``struct xen_displif_sring``: four counters, padding to 64 bytes, 32 slots of
-64 bytes), displif.h and sndif.h (``struct xendispl_event_page``: two counters, padding, 63 slots of 64 bytes). A counter
-is an aligned 32-bit word; on x86 and arm64 Python writes it with one store, and a system call stands between the data
-and the news of it.
+64 bytes), displif.h and sndif.h (``struct xendispl_event_page``: two counters, padding, 63 slots of 64 bytes). A
+counter is an aligned 32-bit word that is written with one store; a system call tells the other end.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class BackRing:
                 return taken
 
     def respond(self, response: bytes) -> bool:
-        """Put a response on the ring; whether the frontend wants an event for it (RING_PUSH_RESPONSES_AND_CHECK_NOTIFY)."""
+        """Put a response on the ring; whether the frontend wants an event for it."""
         old = self._counters[_RSP_PROD]
         at = self._at(old)
         self._memory[at : at + SLOT] = response.ljust(SLOT, b"\0")
