@@ -109,12 +109,12 @@ class Display:
         return self._try(DESTROY_DUMB, bytearray(struct.pack("<I", made.handle)))
 
     def cycle(self, count: int, pages: int) -> Answer:
-        """Create and destroy a buffer again and again; gives how often each failed."""
-        failed = 0
+        """Create and destroy a buffer again and again; gives how often it failed, and what the kernel's slabs grew by."""
+        before, failed = _slab_kib(), 0
         for _ in range(count):
             made = self.create("cycle", pgdir.PAGE // 4, pages, 32)
             failed += bool(made["error"]) or bool(self.destroy("cycle")["error"])
-        return {"failed": failed}
+        return {"failed": failed, "slab_kib": _slab_kib() - before}
 
     # -- showing
 
@@ -217,6 +217,11 @@ class Display:
             code = error.errno or -1
         name = errno.errorcode.get(code, str(code)) if code else ""
         return {"error": name, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _slab_kib() -> int:
+    with open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("SUnreclaim:"))
 
 
 # -- seen from the agent ----------------------------------------------------------------------------------------

@@ -54,7 +54,6 @@ def counted(table: bytes) -> dict[str, int]:
         "mapped": sum(1 for flags, _, _ in live if flags & (_READING | _WRITING)),
         "frames": len({frame for _, _, frame in live}),
         "to_others": sum(1 for _, domain, _ in live if domain),
-        "table_pages": len(table) // PAGE,
     }
 
 

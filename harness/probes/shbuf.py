@@ -63,8 +63,8 @@ class Buffers:
         self.last: Buffer | None = None
         self.keep = False
         """Whether buffers stay mapped when the frontend is told that they are not."""
-        self.bogus = False
-        """Whether the references that are given for the backend's own pages are no references."""
+        self.bogus_from: int | None = None
+        """From which of the backend's own pages on the references that are given for them are no references."""
 
     def open(self, key: int, first: int, size: int, *, be_alloc: bool) -> None:
         """Take a new buffer, described by the directory that starts at grant reference ``first``.
@@ -102,7 +102,9 @@ class Buffers:
             self._gntalloc = Gntalloc()
         pages = self._gntalloc.alloc(self._domain, count)
         found.grefs = list(pages.refs)
-        told = [NO_SUCH_REF] * count if self.bogus else pages.refs
+        told = list(pages.refs)
+        if self.bogus_from is not None:
+            told[self.bogus_from :] = [NO_SUCH_REF] * len(told[self.bogus_from :])
         directory = self._gntdev.map(self._domain, found.refs)
         pgdir.fill_directory(told, directory.memory)
         directory.close()

@@ -209,12 +209,12 @@ class Backend:
         refuse: dict[str, int],
         silent: list[str],
         keep: bool,
-        bogus: bool,
+        bogus_from: int | None,
         events: bool,
     ) -> Answer:
         """From now on: refuse operations with a status, let them go unanswered, keep pages, give bogus references."""
         self._refuse, self._silent = refuse, set(silent)
-        self._buffers.keep, self._buffers.bogus = keep, bogus
+        self._buffers.keep, self._buffers.bogus_from = keep, bogus_from
         if isinstance(self._device, displif.Display):
             self._device.sends_events = events
         return {}

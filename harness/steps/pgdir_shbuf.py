@@ -116,14 +116,14 @@ class Behave(OfDevice):
     """What the backend does wrong from now on; what is not said, it does right.
 
     ``refuse`` answers operations with a status such as -12; ``silent`` leaves them unanswered; ``keep`` lets pages stay
-    mapped that the frontend wants back; ``bogus`` gives the frontend references that no grant has for the backend's own
-    pages; without ``events``, no page flip is told to be complete.
+    mapped that the frontend wants back; ``bogus_from`` gives the frontend references that no grant has for the
+    backend's own pages from that one on; without ``events``, no page flip is told to be complete.
     """
 
     refuse: dict[_Operation, Annotated[int, Field(ge=-4095, le=-1)]] = {}
     silent: list[_Operation] = []
     keep: bool = False
-    bogus: bool = False
+    bogus_from: Annotated[int, Field(ge=0)] | None = None
     events: bool = True
 
 
@@ -222,6 +222,24 @@ def stop(context: Context, params: StopBackend) -> Ended:
     return Ended(**context.call("shbuf_backend.stop", layer="dom0", kind=params.device, kill=params.kill))
 
 
+class Watched(Params):
+    """Whose kernel: a domU's, or dom0's own."""
+
+    domain: Name = "guest"
+
+
+class Log(Evidence):
+    """The kernel's lines since the last look, without their prefix."""
+
+    lines: list[str]
+
+
+@verb("shbuf.kernel_log")
+def kernel_log(context: Context, params: Watched) -> Log:
+    """Look at what a kernel has said since the last look."""
+    return Log(lines=context.call("kernel_log.new_lines", layer=params.domain, who="scenario"))
+
+
 # -- buffers ----------------------------------------------------------------------------------------------------
 
 
@@ -266,14 +284,14 @@ NOTHING = Compared(bytes=0, wrong=0, wrong_pages=0, first_wrong_page=-1)
 class Count(Evidence):
     """A domain's grant table, read from Xen.
 
-    :param live: grants given; ``mapped``: those that Xen has marked as mapped by somebody; ``frames``: distinct frames.
+    ``live`` are the grants given, ``mapped`` those that Xen has marked as mapped by somebody, ``frames`` the distinct
+    frames behind them, ``to_others`` the grants to other domains than dom0.
     """
 
     live: int
     mapped: int
     frames: int
     to_others: int
-    table_pages: int
 
 
 def adopt(context: Context, device: str, buffer: str) -> Directory | None:
@@ -313,17 +331,10 @@ def grants_active(context: Context, params: Grants) -> Active:
     return Active(**context.call("granttab.active", layer="dom0", domain=name))
 
 
-class Watched(Params):
-    """Whose kernel: a domU's, or dom0's own."""
-
-    domain: Name = "guest"
-
-
 @verb("grants.watch")
 def grants_watch(context: Context, params: Watched) -> None:
-    """Let a kernel say which grants it cannot end yet, from now on."""
-    context.call("kernel_log.speak", layer=params.domain, rule="file drivers/xen/grant-table.c +p")
-    context.call("kernel_log.follow", layer=params.domain, who="grants")
+    """Let a kernel say which grants it cannot end yet, from now on, and try all of them again each second."""
+    context.call("deferral.watch", layer=params.domain)
 
 
 class Deferred(Evidence):
@@ -370,7 +381,7 @@ def grants_deferred(context: Context, params: WaitDeferred) -> Deferred:
     deadline = context.within(params.timeout_s, "grants to be ended")
     lines: list[str] = []
     while True:
-        lines += context.call("kernel_log.new_lines", layer=params.domain, who="grants")
+        lines += context.call("deferral.new_lines", layer=params.domain)
         found = deferred_in(lines)
         if not params.settle or found.waiting == 0 or deadline.expired:
             return found
