@@ -109,7 +109,7 @@ class Display:
         return self._try(DESTROY_DUMB, bytearray(struct.pack("<I", made.handle)))
 
     def cycle(self, count: int, pages: int) -> Answer:
-        """Create and destroy a buffer again and again; gives how often it failed, and what the kernel's slabs grew by."""
+        """Create and destroy a buffer again and again; gives how often it failed, and by what slabs grew."""
         before, failed = _slab_kib(), 0
         for _ in range(count):
             made = self.create("cycle", pgdir.PAGE // 4, pages, 32)
