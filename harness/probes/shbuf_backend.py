@@ -30,7 +30,8 @@ if TYPE_CHECKING:  # typing itself is slow to import
     Device = displif.Display | sndif.Sound
 
 INITIALISING, INIT_WAIT, INITIALISED, CONNECTED, CLOSING, CLOSED, RECONFIGURING = 1, 2, 3, 4, 5, 6, 7
-_STATE_POLL_S = 0.02  # a frontend that goes waits for its backend to notice, for a second at most
+_POLL_S = 0.02
+_LOOK_S = 1.0  # rings are looked at now and then, even if an event was lost
 _LOGGED = 200
 
 
@@ -89,6 +90,7 @@ class Backend:
         self._state = INITIALISING
         self._publish()
         self._enter(INIT_WAIT)
+        self._store.watch(f"{self._front}/state", "frontend")
 
     # -- xenstore
 
@@ -123,7 +125,8 @@ class Backend:
 
     def waits(self) -> tuple[list[int], float | None]:
         """See :class:`worker.Session`."""
-        return [self._evtchn.fileno()], _STATE_POLL_S
+        # An event may have come while something else was asked of xenstore.
+        return [self._evtchn.fileno(), self._store.fileno()], 0 if self._store.has_events else _LOOK_S
 
     def turn(self) -> None:
         """Serve what has come, and follow the frontend."""
@@ -132,7 +135,14 @@ class Backend:
         for number, channel in enumerate(self._channels):
             for request in channel.ring.requests():
                 self._serve(number, channel, request)
-        front = self._frontend()
+        told = False
+        while self._store.next_event(0) is not None:
+            told = True
+        if told:
+            self._follow(self._frontend())
+
+    def _follow(self, front: int) -> None:
+        """Go where the frontend's new state leads."""
         if self._state == CONNECTED and front in (INITIALISING, CLOSING, CLOSED, RECONFIGURING):
             self._disconnect()
         elif self._state == INIT_WAIT and front == INITIALISED:
@@ -283,7 +293,7 @@ class Backend:
     def _wait(self, patience_s: float, done: Any) -> bool:
         deadline = time.monotonic() + patience_s
         while not (finished := bool(done())) and time.monotonic() < deadline:
-            time.sleep(_STATE_POLL_S)
+            time.sleep(_POLL_S)
         return finished
 
 

@@ -20,7 +20,7 @@ FEATURE = "pgdir-shbuf"
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 Device = Literal["vdispl", "vsnd"]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
-Pages = Annotated[int, Field(ge=1, le=16384)]
+Pages = Annotated[int, Field(ge=1, le=65536)]
 _Timeout = Annotated[float, Field(gt=0, le=600, description="seconds under KVM; emulation gets more")]
 _Operation = Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
 DISPLAY: Literal["vdispl"] = "vdispl"
