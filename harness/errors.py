@@ -6,6 +6,7 @@
      ├ ScenarioError        the scenario file is wrong: file:line:column, key, hint
      ├ UsageError           the command line is wrong
      ├ HostError            QEMU, disk, image, missing tool: an ERROR, never a FAIL
+     │  └ BuildFailed       code does not compile, or a patch does not apply
      ├ BootError            the machine never came up; carries the console's tail
      └ GuestError           the machine came up and then something in it went wrong
         ├ CommandFailed     a command or probe call in the guest was refused
@@ -109,6 +110,10 @@ class HostError(HarnessError):
     """
 
     may_pass = False
+
+
+class BuildFailed(HostError):
+    """Code under test, or a recipe's, does not build: there is nothing to boot, so nothing that could FAIL."""
 
 
 class BootError(HarnessError):

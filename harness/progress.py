@@ -20,8 +20,8 @@ class Progress(Protocol):
     def phase(self, name: str) -> None:
         """A new piece of work begins, and the one before it is over."""
 
-    def update(self, done: float, total: float, unit: str) -> None:
-        """The phase is at ``done`` of ``total`` units, such as ``bytes`` or ``packages``."""
+    def update(self, done: float, total: float | None, unit: str) -> None:
+        """The phase is at ``done`` of ``total`` units, such as ``bytes`` or ``packages``; None where nobody knows."""
 
     def message(self, text: str) -> None:
         """Something that must be seen whatever the display: a corrupted object was dropped, say."""
@@ -33,15 +33,17 @@ class SilentProgress:
     def phase(self, name: str) -> None:
         """See :class:`Progress`."""
 
-    def update(self, done: float, total: float, unit: str) -> None:
+    def update(self, done: float, total: float | None, unit: str) -> None:
         """See :class:`Progress`."""
 
     def message(self, text: str) -> None:
         """See :class:`Progress`."""
 
 
-def _amount(done: float, total: float, unit: str) -> str:
-    """``1.5 of 12.1 MB`` or ``3 of 20 packages``."""
+def _amount(done: float, total: float | None, unit: str) -> str:
+    """``1.5 of 12.1 MB``, ``3 of 20 packages`` or ``200 files``."""
+    if total is None:
+        return f"{done:g} {unit}"
     if unit == BYTES:
         return f"{decimal(int(done))} of {decimal(int(total))}"
     return f"{done:g} of {total:g} {unit}"
@@ -66,7 +68,7 @@ class PlainProgress:
         self._began = self._last = time.monotonic()
         self.message(name)
 
-    def update(self, done: float, total: float, unit: str) -> None:
+    def update(self, done: float, total: float | None, unit: str) -> None:
         """See :class:`Progress`."""
         now = time.monotonic()
         if now - self._last >= self._every_s:
@@ -112,7 +114,7 @@ class RichProgress:
             self._bars.remove_task(self._task)
         self._task = self._bars.add_task(name, total=None, amount="")
 
-    def update(self, done: float, total: float, unit: str) -> None:
+    def update(self, done: float, total: float | None, unit: str) -> None:
         """See :class:`Progress`."""
         if self._task is not None:
             self._bars.update(self._task, completed=done, total=total, amount=_amount(done, total, unit))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +13,12 @@ from typing import Any, Self
 
 from harness.deadline import Deadline
 from harness.errors import HostError
-from harness.images import Images
+from harness.guest.xen import Domain, DomainPlan
+from harness.images import Images, Kernel
 from harness.images.under_test import Override, override_segment
 from harness.machine.accel import Accelerator
+from harness.machine.domain_console import DomainConsole
+from harness.machine.initrd import DOMAIN_INITRD, DOMAIN_KERNEL, DomainFiles
 from harness.machine.machine import BootFiles, Machine, Timings
 from harness.machine.process import is_running
 from harness.machine.repro import write_repro
@@ -23,6 +26,7 @@ from harness.machine.saved import Key, SavedMachines
 from harness.machine.scratch import scratch_directory
 from harness.machine.spec import Plan, Profile
 from harness.oops import Report
+from harness.scenario.model import Domain as DomainWishes
 from harness.scenario.model import Scenario
 
 _LOAD_TIMEOUT_S = 20
@@ -72,6 +76,7 @@ class Testbed:
         self._images = images
         self.overrides = overrides
         self._stack = ExitStack()
+        self.domains: dict[str, Domain] = {}
         self._scratch: Path | None = None
         self._machine: Machine | None = None
         self._saved = None if scenario.boot.fresh else saved
@@ -91,6 +96,7 @@ class Testbed:
     def stop(self) -> None:
         """End the machine, keeping its logs in reach."""
         if self._machine is not None:
+            self._machine.catch_up()
             self._machine.kill()
 
     def close(self) -> None:
@@ -126,11 +132,6 @@ class Testbed:
         """Have the images at hand: from the store, or built now."""
         boot, profile = self.scenario.boot, self.profile
         kernel = self._images.kernel(boot.kernel or profile.kernels[0], profile.arch)
-        rootfs = self._images.rootfs(profile.rootfs, profile.arch)
-        wanted = sorted({item.module for item in self.scenario.load})
-        segments = [rootfs, self._images.segment(kernel, profile.early_modules, wanted)]
-        if self.overrides:
-            segments.append(self._override_segment(kernel.release))
         plan = Plan(
             profile=profile,
             kernel=boot.kernel or profile.kernels[0],
@@ -145,17 +146,59 @@ class Testbed:
         self._machine = self._stack.enter_context(
             Machine(
                 plan,
-                BootFiles(kernel.image, tuple(segments)),
+                self._boot_files(kernel),
                 self.accelerator,
                 results=self.results,
                 scratch=self.scratch,
                 tolerated=self.tolerates,
             )
         )
+        for name, wishes in boot.domains.items():
+            self._add_domain(self._machine, name, wishes)
         write_repro(self.results / "repro.sh", self._machine)
 
-    def _override_segment(self, release: str) -> Path:
-        return override_segment(self.overrides, self.profile.arch, release, self.scratch / "override.cpio")
+    def _boot_files(self, kernel: Kernel) -> BootFiles:
+        boot, profile, xen = self.scenario.boot, self.profile, self.profile.hypervisor
+        rootfs = self._images.rootfs(profile.rootfs, profile.arch)
+        own = {item.module for item in self.scenario.load if item.layer == profile.layer}
+        segments = [rootfs]
+        if xen is None:
+            return BootFiles(kernel.image, (*segments, *self._modules(kernel, profile.early_modules, own, "override")))
+        hypervisor = self._images.hypervisor(boot.hypervisor or xen.names[0], profile.arch)
+        self.versions["hypervisor"] = f"{hypervisor.name} {hypervisor.version}"
+        segments += [self._images.rootfs(xen.tools, profile.arch)]
+        segments += self._modules(kernel, profile.early_modules, own, "override")
+        domain = None
+        if boot.domains:
+            theirs = {item.module for item in self.scenario.load if item.layer != profile.layer}
+            domain = DomainFiles(kernel.image, (rootfs, *self._modules(kernel, [], theirs, "override-domains")))
+        return BootFiles(kernel.image, tuple(segments), hypervisor.image, domain)
+
+    def _modules(self, kernel: Kernel, early: Sequence[str], wanted: Set[str], name: str) -> list[Path]:
+        """The segments with modules of one kind of guest: the recipes' own, then those under test."""
+        segments = [self._images.segment(kernel, early, sorted(wanted))]
+        overrides = {module: item for module, item in self.overrides.items() if module in wanted}
+        if overrides:
+            target = self.scratch / f"{name}.cpio"
+            segments.append(override_segment(overrides, self.profile.arch, kernel.release, target))
+        return segments
+
+    def _add_domain(self, machine: Machine, name: str, wishes: DomainWishes) -> None:
+        """A domain that is to be created, or runs already where a saved machine goes on."""
+        xen = self.profile.hypervisor
+        assert xen is not None, "scenarios are checked before they run"
+        plan = DomainPlan(
+            name=name,
+            kernel=f"/{DOMAIN_KERNEL}",
+            ramdisk=f"/{DOMAIN_INITRD}",
+            command_line=" ".join((*xen.domain_args, *wishes.kernel_args)),
+            vcpus=wishes.vcpus,
+            memory_mib=wishes.memory_mib,
+            type=wishes.type or (xen.domain_types[0] if xen.domain_types else None),
+            virtio_mmio=wishes.virtio_mmio,
+        )
+        domain = self.domains[name] = Domain(plan, machine)
+        machine.watch(DomainConsole(name, self.results / f"console-{name}.log", domain.console_log))
 
     def boot(self) -> None:
         """Have a machine that takes commands: booted, or a saved one that goes on."""
@@ -163,6 +206,20 @@ class Testbed:
             self.machine.boot()
             self._save(self._stage_booted, self.timings.first_command)
         self.versions["qemu"] = self.machine.monitor.qemu_version()
+        if self._loaded is None:
+            self.create_domains()
+
+    def create_domains(self) -> None:
+        """Create the scenario's domains and wait until they answer.
+
+        :raises CommandFailed: xl refuses one.
+        :raises GuestHang: one does not come up.
+        """
+        timeout_s = self.profile.boot_timeout_s * self.machine.time_factor
+        for domain in self.domains.values():
+            domain.create(Deadline.after(timeout_s, f"domain {domain.name} to be created"))
+        for domain in self.domains.values():
+            domain.wait(Deadline.after(timeout_s, f"domain {domain.name} to come up"))
 
     def load(self) -> list[LoadedModule]:
         """Load the scenario's modules, each with what it depends on."""
@@ -178,8 +235,14 @@ class Testbed:
         :raises CommandFailed: when the kernel refuses it; its log says why.
         """
         deadline = Deadline.after(_LOAD_TIMEOUT_S * self.machine.time_factor, f"module {module} to load")
-        answer = self.machine.call("modules.load", deadline=deadline, name=module, parameters=dict(parameters))
+        answer = self.call("modules.load", layer=layer, deadline=deadline, name=module, parameters=dict(parameters))
         return LoadedModule(layer, module, tuple(answer["order"]), answer["build_id"])
+
+    def call(self, function: str, *, layer: str | None, deadline: Deadline, **arguments: Any) -> Any:
+        """Call a probe function in a guest: the one that QEMU boots, unless the layer is a domain's."""
+        if layer in self.domains:
+            return self.domains[layer].call(function, deadline=deadline, **arguments)
+        return self.machine.call(function, deadline=deadline, **arguments)
 
     # -- saved machines ------------------------------------------------------------------------------------
 
@@ -189,7 +252,11 @@ class Testbed:
 
     @property
     def _stage_loaded(self) -> dict[str, Any]:
-        return {"load": [[item.layer, item.module, dict(item.parameters)] for item in self.scenario.load]}
+        domains = {name: asdict(domain.plan) for name, domain in self.domains.items()}
+        return {
+            "domains": domains,
+            "load": [[item.layer, item.module, dict(item.parameters)] for item in self.scenario.load],
+        }
 
     def _take_up(self, stage: dict[str, Any]) -> bool:
         """Let a machine that was saved at that stage go on; tells whether there is one."""

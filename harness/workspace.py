@@ -90,13 +90,18 @@ class Workspace:
     def prepare(self, scenarios: Iterable[Scenario]) -> None:
         """Have every image that the scenarios boot, building what is missing."""
         for scenario in scenarios:
-            self.build_profile(self.profiles[scenario.boot.machine], scenario.boot.kernel)
+            boot = scenario.boot
+            self.build_profile(self.profiles[boot.machine], boot.kernel, boot.hypervisor)
 
-    def build_profile(self, profile: Profile, kernel: str | None = None) -> None:
-        """Have what a profile boots: one kernel, or all that it can boot."""
+    def build_profile(self, profile: Profile, kernel: str | None = None, hypervisor: str | None = None) -> None:
+        """Have what a profile boots: one kernel and one hypervisor, or all that it can boot."""
         for name in [kernel] if kernel else profile.kernels:
             self.images.kernel(name, profile.arch)
         self.images.rootfs(profile.rootfs, profile.arch)
+        if profile.hypervisor is not None:
+            self.images.rootfs(profile.hypervisor.tools, profile.arch)
+            for name in [hypervisor] if hypervisor else profile.hypervisor.names:
+                self.images.hypervisor(name, profile.arch)
 
     def overrides(self, values: Iterable[str]) -> dict[str, Override]:
         """``--under-test`` options, read."""
@@ -114,7 +119,8 @@ class Workspace:
         return choose(request, guest_architecture, self.kvm)
 
     def _native_profile(self) -> Profile | None:
-        return next((item for item in self.profiles.values() if item.arch == host_architecture()), None)
+        plain = (item for item in self.profiles.values() if item.hypervisor is None)
+        return next((item for item in plain if item.arch == host_architecture()), None)
 
     def _prove_kvm(self) -> None:
         """Boot the harness's own guest under KVM; raises when it does not come up."""

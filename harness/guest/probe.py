@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import paramiko
@@ -34,6 +35,21 @@ class ProbeError(CommandFailed):
         super().__init__(message, layer=layer)
         self.kind = kind
         self.errno = errno
+
+
+def told(function: str, answer: Mapping[str, Any], layer: str) -> Any:
+    """The result that an agent's answer holds.
+
+    :raises ProbeError: when the function raised.
+    """
+    if "error" in answer:
+        raise ProbeError(
+            f"{function}: {sanitize(answer['error'])}",
+            kind=answer.get("kind", ""),
+            errno=answer.get("errno"),
+            layer=layer,
+        )
+    return answer["result"]
 
 
 class Probe:
@@ -76,14 +92,7 @@ class Probe:
             seconds=seconds,
             answer=shown,
         )
-        if "error" in answer:
-            raise ProbeError(
-                f"{function}: {sanitize(answer['error'])}",
-                kind=answer.get("kind", ""),
-                errno=answer.get("errno"),
-                layer=self._ssh.layer,
-            )
-        return answer["result"]
+        return told(function, answer, self._ssh.layer)
 
     def send(self, function: str, **arguments: object) -> None:
         """Start a call without waiting for its answer; :meth:`receive` gives it."""

@@ -208,6 +208,10 @@ class Ssh:
         except _TRANSIENT as error:
             raise self._lost((f"a connection to port {port}",), error) from error
 
+    def stream(self, argv: Sequence[str], deadline: Deadline) -> Stream:
+        """Start a command whose output is read as it comes; raises as :meth:`open`."""
+        return Stream(self.open(argv, deadline))
+
     def open_shell(self, window: tuple[int, int] | None) -> paramiko.Channel:
         """Start a login shell and give its channel.
 
@@ -262,6 +266,27 @@ class Ssh:
     def close(self) -> None:
         """Drop the connection."""
         self._transport.close()
+
+
+class Stream:
+    """The output of a command that goes on. It ends with its connection."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def read(self) -> bytes:
+        """What has come and was not read before; never waits, and never fails."""
+        data = bytearray()
+        with suppress(*_TRANSIENT):
+            while self._channel.recv_stderr_ready():
+                self._channel.recv_stderr(1 << 16)  # unread, it would fill the window
+            while self._channel.recv_ready():
+                data += self._channel.recv(1 << 16)
+        return bytes(data)
+
+    def close(self) -> None:
+        """End the command."""
+        close_channel(self._channel)
 
 
 def _feed(channel: paramiko.Channel, rest: memoryview) -> memoryview:

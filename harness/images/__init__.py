@@ -3,8 +3,9 @@
 :class:`Images` is what the rest of the harness uses; see ``images/`` for the recipes.
 """
 
-from harness.images.images import Images, Kernel
+from harness.images.images import Images
+from harness.images.kernel import Hypervisor, Kernel
 from harness.images.recipe import Recipes
 from harness.images.store import Entry, Store
 
-__all__ = ["Entry", "Images", "Kernel", "Recipes", "Store"]
+__all__ = ["Entry", "Hypervisor", "Images", "Kernel", "Recipes", "Store"]

@@ -1,4 +1,4 @@
-"""Debian packages without an installed Debian: resolved, fetched and verified by apt in a root of its own.
+"""Debian packages and sources without an installed Debian: resolved, fetched and verified by apt in a root of its own.
 
 A private root has its own lists, its own empty ``dpkg`` status and its own architecture, so nothing on the host changes
 and no privilege is needed. Signatures are always verified against Debian's archive keyring.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote
 
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images import tools
-from harness.images.arch import Arch
+from harness.images.arch import Arch, host_arch
 from harness.images.locks import held
 from harness.progress import BYTES, Progress
 from harness.validate import did_you_mean
@@ -30,9 +32,14 @@ _INDEX_URI = re.compile(rf"'(?P<base>[^']+?)/dists/(?:{_CODENAMES})/main/binary-
 _PRINTED_URI = re.compile(
     r"'[^']+' (?P<file>(?P<name>[^_]+)_(?P<version>[^_]+)_(?P<arch>[^_]+)\.deb) (?P<size>\d+) SHA256:(?P<sha256>\w{64})"
 )
+_PRINTED_SOURCE = re.compile(
+    r"'[^']+' (?P<file>(?P<name>[^_\s]+)_(?P<version>\S+?)\.(?:orig|debian)\.tar\.\w+) (?P<size>\d+)"
+    r" SHA256:(?P<sha256>\w{64})"
+)
 _IN_UPDATE = r"Hash Sum mismatch|has unexpected size|Mirror sync in progress"
 #: Other names that an archive has for its suites (``Suite`` in a Release file).
 _ALIASES = ("stable", "oldstable", "oldoldstable", "testing", "unstable")
+_MISSING = r"404 +Not Found"
 _STATUS = re.compile(r"dlstatus:\d+:(?P<percent>[\d.]+):")
 _CARRIED = re.compile(r"Acquire::(?:(?:http|https|ftp|tor|socks5h?)(?:::|\s)|Retries|ForceIPv|Queue-Mode|Proxy)")
 """Of the host's own settings, what says how to reach a mirror. What weakens verification is not among them."""
@@ -60,7 +67,9 @@ _HINTS = (
 
 @dataclass(frozen=True, slots=True)
 class Deb:
-    """A package in the archive, as apt's verified index describes it.
+    """A package in the archive, or a file of a source package, as apt's verified index describes it.
+
+    A source has the architecture ``source``.
 
     :param file: its file's name.
     :param size: in bytes.
@@ -76,13 +85,15 @@ class Deb:
 
 
 class Apt:
-    """A private apt root for one suite and architecture.
+    """A private apt root for one suite, and one architecture or the sources.
 
     :param cache: the directory that roots and downloaded packages live in.
     :param check_valid_until: whether an index past its date is refused.
     """
 
-    def __init__(self, cache: Path, suite: str, arch: Arch, *, check_valid_until: bool, progress: Progress) -> None:
+    def __init__(
+        self, cache: Path, suite: str, arch: Arch | Literal["source"], *, check_valid_until: bool, progress: Progress
+    ) -> None:
         self._suite = suite
         self._arch = arch
         self._check_valid_until = check_valid_until
@@ -100,18 +111,72 @@ class Apt:
 
         :raises HostError: no network, an index that cannot be trusted, or a package that the suite does not have.
         """
-        with held(self._root.with_name(f"{self._root.name}.lock"), deadline):
-            if not (self._updated and (self._root / "apt.conf").exists()):
-                self._update(deadline)
-                self._updated = True
+        return self._listed(["install", "--yes"], packages, deadline)
+
+    def exact(self, packages: Sequence[str], deadline: Deadline) -> list[Deb]:
+        """These packages alone, as ``name`` or ``name=version``; raises as :meth:`resolve`."""
+        return self._listed(["download"], packages, deadline)
+
+    def fetch_source(self, package: str, deadline: Deadline) -> list[tuple[Deb, Path]]:
+        """A source package's archives: what its authors released, then Debian's changes.
+
+        A mirror may list sources that it does not have yet; then those of the suite's other name are taken.
+
+        :raises HostError: no network, an index that cannot be trusted, or a source that the suite does not have.
+        """
+        with self._read(deadline):
             try:
-                printed = self._get(deadline, "install", "--print-uris", "--yes", "-qq", "--", *packages)
+                return self._fetch_source(package, deadline)
+            except HostError as error:
+                if not re.search(_MISSING, "\n".join([error.message, *error.tail])):
+                    raise
+                for alias in _ALIASES:
+                    if self._is_whole_as(alias, deadline):
+                        return self._fetch_source(package, deadline)
+                raise
+
+    def _fetch_source(self, package: str, deadline: Deadline) -> list[tuple[Deb, Path]]:
+        listed = self._get(deadline, "source", "--print-uris", "--only-source", "-qq", "--", package)
+        files = [
+            Deb(match["name"], match["version"], "source", match["file"], int(match["size"]), match["sha256"])
+            for match in _PRINTED_SOURCE.finditer(listed)
+        ]
+        if sorted(".orig." in file.file for file in files) != [False, True]:
+            raise HostError(f"source package {package} is not one archive and Debian's changes to it")
+        files.sort(key=lambda file: ".orig." not in file.file)
+        with held(self._debs / ".lock", deadline):
+            if not all(self._intact(file) for file in files):
+                self._progress.phase(f"fetching the source of {package}")
+                # Not what describes the two: their hashes stand in the signed index, too.
+                for part in ("--tar-only", "--diff-only"):
+                    self._get(deadline, "source", "--download-only", "--only-source", part, "--", package)
+            self._check(files)
+        return [(file, self._debs / file.file) for file in files]
+
+    def _listed(self, command: Sequence[str], packages: Sequence[str], deadline: Deadline) -> list[Deb]:
+        with self._read(deadline):
+            try:
+                printed = self._get(deadline, *command, "--print-uris", "-qq", "--", *packages)
             except HostError as error:
                 raise self._unavailable(error, deadline) from error
         debs = parse_uris(printed)
         if not debs:
             raise HostError(f"apt resolved {', '.join(packages)} to nothing", hint="a bug in the harness: report it")
         return debs
+
+    @contextmanager
+    def _read(self, deadline: Deadline) -> Iterator[None]:
+        """Hold the root for the block, its index read once."""
+        with held(self._root.with_name(f"{self._root.name}.lock"), deadline):
+            if not (self._updated and (self._root / "apt.conf").exists()):
+                self._update(deadline)
+                self._updated = True
+            yield
+
+    def _check(self, debs: Iterable[Deb]) -> None:
+        for deb in debs:
+            if not self._intact(deb):
+                raise HostError(f"{deb.file} is not what the archive's index says", hint="try again; suspect the disk")
 
     def download(self, debs: Sequence[Deb], deadline: Deadline) -> list[Path]:
         """The packages' files, each compared with its hash in the index; fetched unless they are there already.
@@ -131,11 +196,7 @@ class Apt:
                     *(f"{deb.name}={deb.version}" for deb in missing),
                     on_line=lambda line: self._report(line, total),
                 )
-            for deb in missing:
-                if not self._intact(deb):
-                    raise HostError(
-                        f"{deb.file} is not what the archive's index says", hint="try again; suspect the disk"
-                    )
+            self._check(missing)
         return [self._debs / deb.file for deb in debs]
 
     def _update(self, deadline: Deadline) -> None:
@@ -185,12 +246,14 @@ class Apt:
         return whole
 
     def _get(self, deadline: Deadline, *arguments: str, on_line: Callable[[str], None] | None = None) -> str:
+        # What lies in the directory already is fetched no more, and also not listed.
+        fetches = arguments[0] in ("download", "source") and "--print-uris" not in arguments
         try:
             return tools.run(
                 ["apt-get", *arguments],
                 hint=f"see what it says by hand: APT_CONFIG={self._environment['APT_CONFIG']} apt-get {arguments[0]}",
                 deadline=deadline,
-                cwd=self._debs if arguments[0] == "download" else self._root,
+                cwd=self._debs if fetches else self._root,
                 env=self._environment,
                 on_line=on_line,
             )
@@ -220,13 +283,17 @@ class Apt:
             (self._root / name).mkdir(parents=True, exist_ok=True)
         (self._root / "status").touch()
         expiry = "" if self._check_valid_until else " check-valid-until=no"
-        options = f"arch={self._arch} signed-by={_KEYRING}{expiry}"
-        (self._root / "sources.list").write_text(f"deb [{options}] {mirror(deadline)} {suite} main\n")
+        source = self._arch == "source"
+        options = f"{'' if source else f'arch={self._arch} '}signed-by={_KEYRING}{expiry}"
+        kind = "deb-src" if source else "deb"
+        (self._root / "sources.list").write_text(f"{kind} [{options}] {mirror(deadline)} {suite} main\n")
         host = tools.run(["apt-config", "dump"], hint="is apt's configuration broken?", deadline=deadline)
-        (self._root / "apt.conf").write_text(configuration(self._root, self._arch, host.splitlines()))
+        (self._root / "apt.conf").write_text(
+            configuration(self._root, host_arch() if source else self._arch, host.splitlines())
+        )
 
 
-def configuration(root: Path, arch: Arch, host: Iterable[str]) -> str:
+def configuration(root: Path, arch: str, host: Iterable[str]) -> str:
     """The configuration of a private root.
 
     :param host: the lines of the host's own ``apt-config dump``.

@@ -18,16 +18,20 @@ class Abi:
 
     :param multiarch: the name of the library directory under ``/usr/lib``.
     :param linker: the dynamic linker, in that directory.
+    :param linux: what Linux calls it, for a build (``ARCH=``).
+    :param xen: what Xen calls it, likewise (``XEN_TARGET_ARCH=``); empty where Xen does not run.
     """
 
     multiarch: str
     linker: str
+    linux: str
+    xen: str
 
 
 ABIS: dict[Arch, Abi] = {
-    "amd64": Abi("x86_64-linux-gnu", "ld-linux-x86-64.so.2"),
-    "arm64": Abi("aarch64-linux-gnu", "ld-linux-aarch64.so.1"),
-    "ppc64el": Abi("powerpc64le-linux-gnu", "ld64.so.2"),
+    "amd64": Abi("x86_64-linux-gnu", "ld-linux-x86-64.so.2", "x86", "x86_64"),
+    "arm64": Abi("aarch64-linux-gnu", "ld-linux-aarch64.so.1", "arm64", "arm64"),
+    "ppc64el": Abi("powerpc64le-linux-gnu", "ld64.so.2", "powerpc", ""),
 }
 
 _MACHINES: dict[str, Arch] = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64el"}

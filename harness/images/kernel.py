@@ -7,18 +7,22 @@ import shutil
 import struct
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from harness.deadline import Deadline
 from harness.errors import HostError
+from harness.images.arch import Arch
 from harness.images.compressed import ZSTD, decompressed
 from harness.images.debs import contents
+from harness.images.store import Entry
 
 IMAGE = "vmlinuz"
 CONFIG = "config"
 SYMBOLS = "System.map"
 MODULES = "modules.tar"
 VMLINUX = "vmlinux"
+XEN = "xen"
 
 _BOOT = re.compile(r"boot/(?P<kind>vmlinu[xz]|config|System\.map)-(?P<release>[^/]+)")
 _MODULES = re.compile(r"(?:usr/)?lib/modules/(?P<release>[^/]+)/(?:modules\.builtin|.+\.ko(?:\.\w+)?)")
@@ -26,6 +30,63 @@ _NAMES = {"vmlinux": IMAGE, "vmlinuz": IMAGE, "config": CONFIG, "System.map": SY
 
 FORMATS = {"bzImage": (0x202, b"HdrS"), "Image": (0x38, b"ARM\x64"), "vmlinux": (0, b"\x7fELF")}
 """By what a kernel image is known: offset and bytes. See Documentation/arch/{x86/boot,arm64/booting}.rst."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel in the store.
+
+    :param name: its recipe's.
+    :param arch: its architecture.
+    :param release: as ``uname -r`` prints it.
+    :param entry: what the store knows of it; its files are ``vmlinuz``, ``config``, ``System.map``, ``modules.tar`` and
+        on amd64 ``vmlinux``.
+    """
+
+    name: str
+    arch: Arch
+    release: str
+    entry: Entry
+
+    @property
+    def image(self) -> Path:
+        """What QEMU's ``-kernel`` boots fastest: without its compression where there is one."""
+        return self.entry.path(boot_image(self.arch))
+
+    @property
+    def version(self) -> str:
+        """Its package's version."""
+        return next(item.version for item in self.entry.packages if self.release in item.name)
+
+    @property
+    def vmlinuz(self) -> Path:
+        """The image as the package has it, for boot loaders."""
+        return self.entry.path(IMAGE)
+
+
+def boot_image(arch: Arch) -> str:
+    """The name of the file that QEMU boots fastest."""
+    return VMLINUX if arch == "amd64" else IMAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Hypervisor:
+    """A hypervisor in the store.
+
+    :param name: its recipe's.
+    :param version: of the Debian package or source that it is from.
+    :param entry: what the store knows of it.
+    """
+
+    name: str
+    arch: Arch
+    version: str
+    entry: Entry
+
+    @property
+    def image(self) -> Path:
+        """What a machine boots, without compression."""
+        return self.entry.path(XEN)
 
 
 def unpack_kernel(debs: Sequence[Path], format_: str, workspace: Path, deadline: Deadline) -> tuple[list[str], str]:

@@ -35,7 +35,8 @@ class Manifest(_Record):
     """An entry of the store.
 
     ``created`` is ISO 8601 in UTC, ``seconds`` what building took, ``inputs`` what the key was computed from, and
-    ``facts`` what the builder found out, such as a kernel's release.
+    ``facts`` what the builder found out, such as a kernel's release. ``tree_bytes`` is the size of its directory, where
+    it has one.
     """
 
     key: Sha256
@@ -48,6 +49,7 @@ class Manifest(_Record):
     files: dict[str, StoredFile]
     packages: tuple[Package, ...]
     facts: dict[str, str]
+    tree_bytes: int | None = None
 
 
 def key_of(kind: str, name: str, arch: str, inputs: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 import struct
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from harness.deadline import Deadline
@@ -34,15 +34,18 @@ class Modules:
 
     :param archive: the uncompressed tar archive with every module file and the list of built-in ones.
     :param scratch: where files may lie for a moment.
+    :param built: modules that take the place of the kernel's own, by name, uncompressed.
     """
 
-    def __init__(self, archive: Path, scratch: Path, deadline: Deadline) -> None:
+    def __init__(
+        self, archive: Path, scratch: Path, deadline: Deadline, built: Mapping[str, Path] | None = None
+    ) -> None:
         self._archive = archive
         self._scratch = scratch
         self._deadline = deadline
         self._members: dict[str, tarfile.TarInfo] = {}
         self._builtin: frozenset[str] = frozenset()
-        self._loaded: dict[str, bytes] = {}
+        self._loaded = {module_name(name): path.read_bytes() for name, path in (built or {}).items()}
         with tarfile.open(archive, mode="r:") as tar:
             for member in tar:
                 if _FILE.fullmatch(PurePosixPath(member.name).name):
@@ -69,9 +72,10 @@ class Modules:
         return self._loaded[name]
 
     def _visit(self, name: str, order: dict[str, None], chain: tuple[str, ...]) -> None:
-        if name in order or (name in self._builtin and name not in self._members):
+        there = name in self._members or name in self._loaded
+        if name in order or (name in self._builtin and not there):
             return
-        if name not in self._members:
+        if not there:
             needed = f", which {chain[-1]} needs" if chain else ""
             raise HostError(
                 f"the kernel has no module {name}{needed}",

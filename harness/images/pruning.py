@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -24,7 +25,7 @@ class _Candidate:
 
     :param lock: must be free.
     :param used: when it was used last, in seconds since the epoch.
-    :param size: in bytes; for a manifest, that of its objects.
+    :param size: in bytes; for a manifest, that of its objects and directory.
     """
 
     path: Path
@@ -39,7 +40,7 @@ def prune(root: Path, *, keep_days: float | None, max_bytes: int | None, kind: s
     :param kind: look at entries of that kind alone.
     :return: how many bytes are freed.
     """
-    before = _size(root)
+    before = size_of(root)
     candidates = list(_candidates(root) if kind is None else _entries(root, kind))
     left = before if kind is None else sum(candidate.size for candidate in candidates)
     for candidate in sorted(candidates, key=lambda item: item.used):
@@ -53,17 +54,20 @@ def prune(root: Path, *, keep_days: float | None, max_bytes: int | None, kind: s
         for path in (root / "objects").iterdir():
             if path.name not in named:
                 path.unlink(missing_ok=True)
-    return max(0, before - _size(root))
+        for path in (root / "trees").iterdir():
+            if not (root / "entries" / f"{path.name}.json").exists():
+                shutil.rmtree(path, ignore_errors=True)
+    return max(0, before - size_of(root))
 
 
 def _candidates(root: Path) -> Iterator[_Candidate]:
     yield from _entries(root)
-    for path in (root / "debs").glob("*.deb"):
+    for path in (root / "debs").glob("[!.]*"):
         yield _Candidate(path, root / "debs" / ".lock", path.stat().st_mtime, path.stat().st_size)
     for path in (root / "apt").glob("*.lock"):
         directory = path.with_suffix("")
         if directory.is_dir():
-            yield _Candidate(directory, path, directory.stat().st_mtime, _size(directory))
+            yield _Candidate(directory, path, directory.stat().st_mtime, size_of(directory))
 
 
 def _entries(root: Path, kind: str | None = None) -> Iterator[_Candidate]:
@@ -71,7 +75,8 @@ def _entries(root: Path, kind: str | None = None) -> Iterator[_Candidate]:
         with suppress(FileNotFoundError):  # another process prunes too
             manifest = _manifest(path)
             if kind is None or manifest.get("kind") == kind:
-                size = sum(_size(root / "objects" / sha256) for sha256 in _objects_of(manifest))
+                size = sum(size_of(root / "objects" / sha256) for sha256 in _objects_of(manifest))
+                size += size_of(root / "trees" / path.stem)
                 yield _Candidate(path, root / "locks" / f"{path.stem}.lock", path.stat().st_mtime, size)
 
 
@@ -105,10 +110,11 @@ def _objects_of(manifest: Mapping[str, Any]) -> list[str]:
         return []
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """The bytes of a file, or of all files below a directory; what goes away meanwhile counts nothing."""
     total = 0
     for file in path.rglob("*") if path.is_dir() else [path]:
         with suppress(FileNotFoundError):
-            total += file.stat().st_size if file.is_file() else 0
+            status = file.lstat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from harness.errors import HostError
 from harness.images.arch import Arch
@@ -15,7 +15,7 @@ from harness.strict_yaml import read
 from harness.validate import did_you_mean, fault, validate
 
 ROOT_VARIABLE = "HARNESS_IMAGES"
-Kind = Literal["kernels", "rootfs", "modules"]
+Kind = Literal["kernels", "rootfs", "modules", "hypervisors", "toolchains"]
 KernelFormat = Literal["bzImage", "Image", "vmlinux"]
 R = TypeVar("R", bound=BaseModel)
 
@@ -31,7 +31,11 @@ Suite = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)]
 PackageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$", max_length=128)]
 Glob = Annotated[str, Field(pattern=r"^[\w/*?.+\[\]!-]+$", max_length=256)]
 TargetPath = Annotated[str, Field(pattern=r"^[\w.+-]+(/[\w.+-]+)*$", max_length=256), AfterValidator(_inside)]
+LinkTarget = Annotated[str, Field(pattern=r"^/?[\w.+-]+(/[\w.+-]+)*$", max_length=256)]
 FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+SourceName = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=128), AfterValidator(_inside)]
+OptionName = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=64)]
+OptionValue = Annotated[str, Field(pattern=r"^([ymn]|\d+|0x[0-9a-f]+|\"[\w ,./-]*\")$", max_length=256)]
 Permissions = Annotated[str, Field(pattern=r"^0[0-7]{3}$")]
 
 
@@ -89,23 +93,92 @@ class FileRecipe(_Recipe):
 class RootfsRecipe(FromSuite):
     """A root file system out of Debian packages, packed as an initramfs.
 
-    ``exclude`` has shell patterns of packages in the closure that are left out, ``trim`` of paths in the rest (``*``
-    also matches ``/``), ``files`` what is put in afterwards, by path.
+    ``unpack`` and ``exclude`` have shell patterns of packages in the closure that are taken and left out, ``trim`` of
+    paths in the rest (``*`` also matches ``/``), ``links`` and ``files`` what is put in afterwards, by path. What is an
+    ``addition`` to another root has nothing but that: no byte code, no applets, no mount points.
     """
 
     packages: tuple[PackageName, ...] = Field(min_length=1)
+    unpack: tuple[Glob, ...] = ("*",)
     exclude: tuple[Glob, ...] = ()
     trim: tuple[Glob, ...] = ()
+    links: dict[TargetPath, LinkTarget] = {}
     files: dict[TargetPath, FileRecipe] = {}
+    addition: bool = False
+
+
+class ToolchainRecipe(FromSuite):
+    """Compilers and what else a build needs, for this host's architecture; a root of its own for each target.
+
+    ``compilers`` has one package more for each target. ``exclude`` and ``trim`` are as in a root file system's recipe;
+    ``links`` are made afterwards.
+    """
+
+    packages: tuple[PackageName, ...] = Field(min_length=1)
+    compilers: dict[Arch, PackageName]
+    exclude: tuple[Glob, ...] = ()
+    trim: tuple[Glob, ...] = ()
+    links: dict[TargetPath, TargetPath] = {}
+
+
+class ModuleBuild(_Recipe):
+    """How a module is built out of the kernel's tree, against the headers of the kernel that is booted.
+
+    ``files`` lie in ``directory`` of the kernel's source, and there goes ``kbuild`` with them: see
+    Documentation/kbuild/modules.rst.
+    """
+
+    architectures: tuple[Arch, ...] = Field(min_length=1)
+    directory: TargetPath
+    files: tuple[SourceName, ...] = Field(min_length=1)
+    kbuild: Annotated[str, Field(max_length=4096)]
+    toolchain: FileName = "trixie"
+
+    @property
+    def paths(self) -> list[str]:
+        """Where its files are in the kernel's source."""
+        return [f"{self.directory}/{file}" for file in self.files]
 
 
 class ModuleRecipe(_Recipe):
     """A kernel module that a scenario can load, by the file's name.
 
-    ``source: kernel`` takes it from the package of the kernel that is booted.
+    ``source: kernel`` takes it from the package of the kernel that is booted, ``source: build`` builds it from that
+    kernel's source. ``build`` says how, and also serves to build what somebody puts under test.
     """
 
-    source: Literal["kernel"]
+    source: Literal["kernel", "build"]
+    build: ModuleBuild | None = None
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> Self:
+        if self.source == "build" and self.build is None:
+            raise fault("source: build needs to be told how, in build")
+        return self
+
+
+class HypervisorTarget(_Recipe):
+    """One architecture's hypervisor: the packages that it is in, or the options of its configuration."""
+
+    packages: tuple[PackageName, ...] = ()
+    options: dict[OptionName, OptionValue] = {}
+
+
+class HypervisorRecipe(FromSuite):
+    """Xen: out of Debian's packages, or built from the source package ``package``."""
+
+    source: Literal["package", "build"]
+    package: PackageName = "xen"
+    toolchain: FileName = "trixie"
+    architectures: dict[Arch, HypervisorTarget] = Field(min_length=1)
+
+    def target(self, arch: Arch, name: str) -> HypervisorTarget:
+        """One architecture's share; raises as :meth:`KernelRecipe.packages`."""
+        if arch not in self.architectures:
+            raise HostError(
+                f"hypervisor {name} is not made for {arch}", hint=f"it is for {', '.join(sorted(self.architectures))}"
+            )
+        return self.architectures[arch]
 
 
 class Recipes:
@@ -136,6 +209,14 @@ class Recipes:
     def module(self, name: str) -> ModuleRecipe:
         """A module's recipe; raises as :meth:`kernel`."""
         return self._read("modules", name, ModuleRecipe)
+
+    def hypervisor(self, name: str) -> HypervisorRecipe:
+        """A hypervisor's recipe; raises as :meth:`kernel`."""
+        return self._read("hypervisors", name, HypervisorRecipe)
+
+    def toolchain(self, name: str) -> ToolchainRecipe:
+        """A toolchain's recipe; raises as :meth:`kernel`."""
+        return self._read("toolchains", name, ToolchainRecipe)
 
     def file(self, file: FileRecipe) -> bytes:
         """The contents of one of ``rootfs/files/``.

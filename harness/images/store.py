@@ -3,6 +3,7 @@
 ::
 
     objects/<sha256>        files, read-only, named by their content
+    trees/<key>/            directories, such as a compiler's root, by the entry that they belong to
     entries/<key>.json      manifests, named by the hash of everything that went in
     locks/<key>.lock        held by whoever builds an entry
     tmp/<random>/           a builder's workspace, with tmp/<random>.lock held while it lives
@@ -37,7 +38,7 @@ from harness.errors import HostError
 from harness.images.locks import held
 from harness.images.manifest import Manifest, Package, key_of
 from harness.images.objects import DamagedObject, Objects
-from harness.images.pruning import prune
+from harness.images.pruning import prune, size_of
 from harness.images.workspace import sweep, workspace
 from harness.progress import Progress
 
@@ -53,18 +54,26 @@ class Built:
     :param packages: what they were made from.
     :param facts: what the builder found out.
     :param private: whether only this user may read the files.
+    :param tree: a directory in the workspace; it is moved into the store as it is.
     """
 
     files: Mapping[str, Path]
     packages: Sequence[Package] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     private: bool = False
+    tree: Path | None = None
 
 
 class Entry(Manifest):
     """Something in the store. While the store object lives, no other process prunes it."""
 
     _objects: Objects = PrivateAttr()
+    _tree: Path = PrivateAttr()
+
+    @property
+    def tree(self) -> Path:
+        """Its directory. Whoever uses it must not write to it."""
+        return self._tree
 
     def path(self, name: str) -> Path:
         """One of its files, compared with its hash first.
@@ -87,6 +96,7 @@ class Store:
         self.root = root or Path(os.environ.get(ROOT_VARIABLE) or user_cache_dir("harness")).absolute()
         self._entries = self.root / "entries"
         self._locks = self.root / "locks"
+        self._trees = self.root / "trees"
         self._temporary = self.root / "tmp"
         self._objects = Objects(self.root / "objects")
         self._in_use: dict[str, int] = {}
@@ -187,11 +197,11 @@ class Store:
 
     def disk_usage(self) -> int:
         """How many bytes the store takes, downloads included."""
-        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        return size_of(self.root)
 
     def _prepare(self) -> None:
         """Make the directories, and clear away what killed builders left."""
-        for directory in (self._entries, self._locks, self._temporary, self.root / "objects"):
+        for directory in (self._entries, self._locks, self._temporary, self._trees, self.root / "objects"):
             directory.mkdir(parents=True, exist_ok=True)
         sweep(self._temporary)
 
@@ -199,10 +209,16 @@ class Store:
         self, directory: Path, key: str, built: Built, what: tuple[str, str, str, dict[str, Any]], seconds: float
     ) -> None:
         """Move a builder's files in, then say so in a manifest."""
+        tree_bytes = 0 if built.tree is None else size_of(built.tree)
         # Against a pruner that would take the objects for garbage, because no manifest names them yet.
         with held(self.root / "commit.lock", Deadline.after(60, "the store's lock")):
             files = {name: self._objects.put(path, private=built.private) for name, path in built.files.items()}
             _sync(self.root / "objects")
+            if built.tree is not None:
+                # Of a builder that died before it could say so in a manifest.
+                shutil.rmtree(self._trees / key, ignore_errors=True)
+                built.tree.replace(self._trees / key)
+                _sync(self._trees)
             kind, name, arch, inputs = what
             manifest = Manifest(
                 key=key,
@@ -215,6 +231,7 @@ class Store:
                 files=files,
                 packages=tuple(built.packages),
                 facts=dict(built.facts),
+                tree_bytes=None if built.tree is None else tree_bytes,
             )
             draft = directory / "manifest.json"
             with draft.open("w", encoding="utf-8") as stream:
@@ -238,6 +255,8 @@ class Store:
         for name, file in entry.files.items():
             if not self._objects.present(file):
                 raise DamagedObject(f"{name} is gone or cut short")
+        if entry.tree_bytes is not None and not entry.tree.is_dir():
+            raise DamagedObject("its directory is gone")
         for name in need:
             entry.path(name)
         os.utime(path)
@@ -269,6 +288,7 @@ class Store:
         except (FileNotFoundError, ValidationError):
             return None
         entry._objects = self._objects
+        entry._tree = self._trees / entry.key
         return entry
 
     @contextmanager

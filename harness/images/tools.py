@@ -20,6 +20,7 @@ _PACKAGES = {
     "apt-cache": "apt",
     "apt-config": "apt",
     "apt-get": "apt",
+    "bwrap": "bubblewrap",
     "dpkg-deb": "dpkg",
     "setpriv": "util-linux",
     "zstd": "zstd",
@@ -53,6 +54,7 @@ def run(
     env: Mapping[str, str] | None = None,
     stdout: IO[bytes] | None = None,
     on_line: Callable[[str], None] | None = None,
+    merge: bool = False,
 ) -> str:
     """Run a program to its end and give what it wrote to standard output.
 
@@ -64,6 +66,7 @@ def run(
     :param env: added to the environment.
     :param stdout: takes standard output instead; the answer is then empty.
     :param on_line: called for each line of standard output as it comes.
+    :param merge: whether standard error goes where standard output goes.
     :raises HostError: it is missing, failed, or was too slow; carries what it wrote to standard error.
     :raises OSError: ENOSPC, when it failed because a disk is full.
     """
@@ -73,7 +76,7 @@ def run(
         [find("setpriv"), "--pdeathsig", "KILL", "--", path, *map(str, argv[1:])],
         stdin=subprocess.DEVNULL,
         stdout=stdout or subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merge else subprocess.PIPE,
         cwd=cwd,
         env={
             **{name: value for name, value in os.environ.items() if name in _CARRIED},
@@ -91,7 +94,7 @@ def run(
                 raise HostError(f"{program} did not end in time: {deadline.what}", hint=hint) from None
             raise
     if status != 0:
-        raise _failure(program, status, err.decode(errors="replace"), hint)
+        raise _failure(program, status, (out if merge else err).decode(errors="replace"), hint)
     return out.decode(errors="replace")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tenacity import RetryError, Retrying, retry_if_result, wait_fixed
 
 from harness.deadline import Deadline, DeadlineExceeded
 from harness.errors import GuestError, HostError
-from harness.oops import Report, Scanner, sanitize, tail_lines
+from harness.oops import Report, Scanner, Severity, sanitize, tail_lines
 
 LIMIT_VARIABLE = "HARNESS_CONSOLE_LIMIT_MIB"
 _LIMIT = os.environ.get(LIMIT_VARIABLE, "")
@@ -39,13 +39,25 @@ class Console:
     :param kind: what prints on it, for the crash patterns: ``linux``, ``xen`` or ``qemu``.
     :param log: the file that grows with it; it need not exist yet.
     :param socket_path: the Unix socket on which QEMU serves it; None when nobody can type on it.
+    :param also: layers, with their kinds, that print on it as well, as Xen does on dom0's.
+
+    ``ends_machine`` says whether the machine is at its end when what prints on it is.
     """
 
-    def __init__(self, layer: str, kind: str, log: Path, socket_path: Path | None = None) -> None:
+    ends_machine = True
+
+    def __init__(
+        self,
+        layer: str,
+        kind: str,
+        log: Path,
+        socket_path: Path | None = None,
+        also: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self.layer = layer
         self.log = log
         self._socket_path = socket_path
-        self._scanner = Scanner(layer, kind)
+        self._scanners = [Scanner(*each) for each in ((layer, kind), *also)]
         self._position = 0
         self._marker: bytes | None = None
         self._marker_seen = False
@@ -58,7 +70,8 @@ class Console:
         """
         reports: list[Report] = []
         for block in self._new_blocks():
-            reports += self._scanner.feed(block)
+            for scanner in self._scanners:
+                reports += scanner.feed(block)
             self._look_for_marker(block)
         if self._position > FLOOD_BYTES:
             raise ConsoleFlood(
@@ -112,18 +125,20 @@ class Console:
         """Read the rest, close open reports, and give all of them."""
         with suppress(ConsoleFlood):  # whoever polled first was told
             self.poll()
-        self._scanner.finish()
-        return tuple(self._scanner.reports)
+        for scanner in self._scanners:
+            scanner.finish()
+        return self.reports
 
     @property
     def reports(self) -> tuple[Report, ...]:
         """The crashes seen so far."""
-        return tuple(self._scanner.reports)
+        return tuple(report for scanner in self._scanners for report in scanner.reports)
 
     @property
     def pending(self) -> Report | None:
-        """A crash whose report is not whole yet, as far as it has been told."""
-        return self._scanner.pending
+        """A crash whose report is not whole yet, as far as it has been told; the worst of several."""
+        found = [scanner.pending for scanner in self._scanners if scanner.pending is not None]
+        return max(found, key=lambda report: report.severity is Severity.FATAL, default=None)
 
     def tail(self, count: int = 20) -> tuple[str, ...]:
         """The last lines, fit to be shown on a terminal."""

@@ -60,6 +60,10 @@ class Health:
         self._monitor: Monitor | None = None
         self._pauses_expected = False
 
+    def watch(self, console: Console) -> None:
+        """Scan one more console for crashes."""
+        self.consoles = (*self.consoles, console)
+
     def begin(self, process: Process, monitor: Monitor) -> None:
         """A QEMU was started: it is what is watched from now on."""
         self._process, self._monitor = process, monitor
@@ -121,14 +125,14 @@ class Health:
         wrong: type[HarnessError] = GuestCrash
         if report.blame is Blame.SETUP:
             wrong = HostError if console is self._qemu_output else BootError
-        return wrong(report.title, layer=console.layer, tail=console.tail(), log=console.log)
+        return wrong(report.title, layer=report.layer, tail=console.tail(), log=console.log)
 
     def _raise_if_fatal(self, report: Report, console: Console) -> None:
         if report.severity is not Severity.FATAL:
             return
         if self._tolerated(report):
-            if self.is_up:
-                raise ProvokedCrash(report.title, layer=console.layer, tail=console.tail(), log=console.log)
+            if self.is_up and console.ends_machine:
+                raise ProvokedCrash(report.title, layer=report.layer, tail=console.tail(), log=console.log)
             return
         raise self._crash(report, console)
 

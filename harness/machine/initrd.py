@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -20,6 +21,11 @@ from harness.images.tree import Tree
 PROBES_DIRECTORY = "usr/lib/harness/probes"
 
 
+#: Where dom0 has what its domains boot.
+DOMAIN_KERNEL = "usr/lib/harness/domain/kernel"
+DOMAIN_INITRD = "usr/lib/harness/domain/initrd"
+
+
 def probes_segment() -> bytes:
     """The probes as a cpio archive."""
     tree = Tree()
@@ -29,10 +35,26 @@ def probes_segment() -> bytes:
     return packed(tree)
 
 
-def write_initrd(target: Path, segments: Sequence[Path], identity: Identity | None) -> None:
+@dataclass(frozen=True, slots=True)
+class DomainFiles:
+    """What Xen's domains boot: a kernel, and the segments of its initramfs. The probes are added to them."""
+
+    kernel: Path
+    segments: tuple[Path, ...]
+
+    @property
+    def every(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (self.kernel, *self.segments)
+
+
+def write_initrd(
+    target: Path, segments: Sequence[Path], identity: Identity | None, domain: DomainFiles | None = None
+) -> None:
     """Write the whole initramfs.
 
     :param identity: the run's keys; without one nobody can log in, and the console is the only way in.
+    :param domain: what is carried for domains, as plain files.
     :raises HostError: when the disk is full.
     """
     try:
@@ -48,8 +70,18 @@ def write_initrd(target: Path, segments: Sequence[Path], identity: Identity | No
                 for path, (content, mode) in identity.files().items():
                     tree.file(path, content, mode)
                 out.write(packed(tree))
+            if domain is not None:
+                out.write(packed(_domain_tree(domain)))
     except OSError as error:
         free = shutil.disk_usage(target.parent).free >> 20
         raise HostError(
             f"cannot write the guest's initramfs: {error}", hint=f"{free} MiB are free in {target.parent}; set TMPDIR"
         ) from error
+
+
+def _domain_tree(domain: DomainFiles) -> Tree:
+    tree = Tree()
+    tree.file(DOMAIN_KERNEL, domain.kernel.read_bytes())
+    initrd = b"".join(data + b"\0" * (-len(data) % 4) for data in map(Path.read_bytes, domain.segments))
+    tree.file(DOMAIN_INITRD, initrd + probes_segment())
+    return tree

@@ -7,7 +7,7 @@ import shlex
 import socket
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +20,9 @@ from harness.guest.probe import Probe
 from harness.guest.ssh import Journal, Ssh
 from harness.machine.accel import Accelerator
 from harness.machine.console import Console
+from harness.machine.domain_console import DomainConsole
 from harness.machine.health import END_S, Health
-from harness.machine.initrd import write_initrd
+from harness.machine.initrd import DomainFiles, write_initrd
 from harness.machine.process import Process
 from harness.machine.qmp import Monitor, MonitorLost
 from harness.machine.remedies import blame_age
@@ -31,6 +32,7 @@ from harness.oops import Report
 
 READY = b"harness: ready"
 _MONITOR_TIMEOUT_S = 30
+_LAST_WORDS_S = 1.0
 
 
 @dataclass(slots=True)
@@ -44,10 +46,22 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class BootFiles:
-    """What QEMU boots: a kernel and the segments that make up its initramfs, in order."""
+    """What QEMU boots: a kernel and the segments that make up its initramfs, in order.
+
+    :param hypervisor: what goes under the kernel.
+    :param domain: what the domains of the hypervisor boot; it is carried in the initramfs.
+    """
 
     kernel: Path
     segments: tuple[Path, ...]
+    hypervisor: Path | None = None
+    domain: DomainFiles | None = None
+
+    @property
+    def every(self) -> tuple[Path, ...]:
+        """All of them."""
+        more = () if self.hypervisor is None else (self.hypervisor,)
+        return (self.kernel, *self.segments, *more, *(() if self.domain is None else self.domain.every))
 
 
 @dataclass(slots=True)
@@ -71,7 +85,6 @@ def new_mac() -> str:
 class Machine:
     """One guest under QEMU. A context manager: QEMU does not outlive the block.
 
-    :param layer: the guest's name in consoles, evidence and errors.
     :param results: directory for logs; they stay.
     :param scratch: directory for sockets and temporary files; it goes.
     :param tolerated: whether a crash report is one that the scenario provokes on purpose.
@@ -87,29 +100,31 @@ class Machine:
         *,
         results: Path,
         scratch: Path,
-        layer: str = "guest",
         tolerated: Callable[[Report], bool] = lambda _: False,
     ) -> None:
         self.plan = plan
         self.files = files
         self.accelerator = accelerator
-        self.layer = layer
+        self.layer = layer = plan.profile.layer
         self.results = results
         self.identity = Identity.generate()
         self.timings = Timings()
         self.journal = Journal(results / "ssh.jsonl")
         self.console_socket = scratch / "console"
-        self.console = Console(layer, "linux", results / f"console-{layer}.log", self.console_socket)
+        also = [("xen", "xen")] if plan.profile.hypervisor else []
+        self.console = Console(layer, "linux", results / f"console-{layer}.log", self.console_socket, also)
         self.qemu_output = Console("qemu", "qemu", results / "qemu.log")
         self.health = Health(layer, (self.console, self.qemu_output), self.qemu_output, tolerated)
         self.scratch = scratch
         self.pids: list[int] = []
         self._running: _Running | None = None
+        self._domain_consoles: list[DomainConsole] = []
         self.agent_stays = False
         self._starts = 0
         self._wiring = Wiring(
             kernel=str(files.kernel),
             initrd=str(scratch / "initrd"),
+            hypervisor=None if files.hypervisor is None else str(files.hypervisor),
             mac=new_mac(),
             console_socket=str(self.console_socket),
             console_log=str(self.console.log),
@@ -143,7 +158,7 @@ class Machine:
         :raises GuestCrash: the guest's kernel crashed on the way.
         """
         self.agent_stays = False
-        write_initrd(Path(self._wiring.initrd), self.files.segments, self.identity)
+        write_initrd(Path(self._wiring.initrd), self.files.segments, self.identity, self.files.domain)
         timeout_s = self.plan.profile.boot_timeout_s * self.time_factor
         deadline = Deadline.after(timeout_s, f"the guest to boot ({timeout_s:.0f} s under {self.accelerator.name})")
         self.start()
@@ -266,7 +281,24 @@ class Machine:
                 check=self.check,
                 deadline=deadline,
             )
+            for console in self._domain_consoles:
+                console.follow(live.ssh, deadline)
         return live.ssh
+
+    def watch(self, console: DomainConsole) -> None:
+        """Bring a domain's console here as it grows, and scan it for crashes."""
+        self._domain_consoles.append(console)
+        self.health.watch(console)
+
+    def catch_up(self) -> None:
+        """Bring what the domains' consoles have printed up to now; as far as the machine still talks."""
+        live = self._running
+        if live is None or live.ssh is None or not self._domain_consoles:
+            return
+        deadline = Deadline.after(_LAST_WORDS_S * self.time_factor, "the last words of domains")
+        for console in self._domain_consoles:
+            with suppress(HarnessError):
+                console.catch_up(live.ssh, deadline)
 
     def call(self, function: str, *, deadline: Deadline, **arguments: Any) -> Any:
         """Call a probe function in the guest; the agent is started at first use."""

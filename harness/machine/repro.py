@@ -18,6 +18,7 @@ _SCRIPT = """\
 #!/bin/sh
 # Boots the machine of this run again, its console on this terminal (Ctrl-A X ends QEMU).
 # The run's SSH keys are not kept: the console's shell is the way in. Probes lie in /lib/harness/probes.
+# On Xen it boots dom0 alone: what domains boot is not kept.
 set -eu
 HERE=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 DIR=$(mktemp -d)
@@ -40,9 +41,11 @@ def write_repro(script: Path, machine: Machine) -> None:
             kept.append(f'"$HERE"/{shlex.quote(copy.name)}')
         else:
             kept.append(shlex.quote(str(segment)))
-    wiring = Wiring(kernel=str(machine.files.kernel), initrd=_INITRD)
+    hypervisor = None if machine.files.hypervisor is None else str(machine.files.hypervisor)
+    wiring = Wiring(kernel=str(machine.files.kernel), initrd=_INITRD, hypervisor=hypervisor)
     argv = qemu_argv(machine.plan, wiring, machine.accelerator.name)
-    words = [f'"{word}"' if word == _INITRD else shlex.quote(word) for word in argv]
+    # The variable may stand in the midst of an option.
+    words = [f'"{_INITRD}"'.join(shlex.quote(part) if part else "" for part in word.split(_INITRD)) for word in argv]
     script.write_text(
         _SCRIPT.format(segments=" ".join([*kept, f'"$HERE"/{probes.name}']), command=" ".join(words)), encoding="utf-8"
     )

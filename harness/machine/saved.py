@@ -56,14 +56,15 @@ def depends_on(machine: Machine, sha256_of: Callable[[Path], str]) -> dict[str, 
 
     :param sha256_of: gives a file's hash.
     """
-    argv = qemu_argv(machine.plan, Wiring(kernel="kernel", initrd="initrd"), machine.accelerator.name)
+    wiring = Wiring(kernel="kernel", initrd="initrd", hypervisor="hypervisor" if machine.files.hypervisor else None)
+    argv = qemu_argv(machine.plan, wiring, machine.accelerator.name)
     program = Path(shutil.which(argv[0]) or argv[0])
     native = machine.accelerator.name == "kvm"
     return {
         "format": _FORMAT,
         "qemu": sha256_of(program) if program.is_file() else "",
         "argv": argv,
-        "boots": [sha256_of(path) for path in (machine.files.kernel, *machine.files.segments)],
+        "boots": [sha256_of(path) for path in machine.files.every],
         "probes": hashlib.sha256(probes_segment()).hexdigest(),
         "host_cpu": _host_cpu() if native else "",
     }

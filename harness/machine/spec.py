@@ -25,6 +25,10 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 GUEST_ADDRESS = "10.0.2.15"
 
 SSH_PORT = 22
+
+#: Where a dom0's kernel and initramfs lie for Xen on the arm64 board, whose memory begins at 1 GiB: clear of Xen.
+_LOADER_KERNEL = "0x49000000"
+_LOADER_INITRD = "0x4e000000"
 #: QEMU's ids, drivers and properties. Nothing escapes a name, so it must not need that.
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 _PROPERTY_TYPES: dict[str, type] = {"bool": bool, "int": int, "str": str}
@@ -59,6 +63,30 @@ class Cpu(_Strict):
     choices: list[str] = []
 
 
+class Hypervisor(_Strict):
+    """Xen under a machine's kernel, which is then dom0's.
+
+    ``names`` are recipes in ``images/hypervisors/``, the default first; ``args`` are Xen's own, beside those that
+    follow from other keys; ``tools`` is the root file system that is added to dom0's. ``domain_types`` are those that a
+    scenario's domains can have, the default first, where there is a choice; ``virtio_mmio`` says whether domains can
+    have virtio-mmio devices, and ``domain_args`` are the arguments of their kernels.
+    """
+
+    names: Annotated[list[str], Field(min_length=1)]
+    loader: Literal["multiboot", "guest-loader"]
+    args: list[str]
+    dom0_memory_mib: Annotated[int, Field(ge=256)]
+    tools: str
+    domain_types: list[Literal["pv", "pvh"]] = []
+    domain_args: list[str] = []
+    virtio_mmio: bool = False
+
+    @property
+    def command_line(self) -> str:
+        """Xen's command line."""
+        return " ".join((f"dom0_mem={self.dom0_memory_mib}M,max:{self.dom0_memory_mib}M", *self.args))
+
+
 class Profile(_Strict):
     """A kind of machine: one file in ``images/machines/``.
 
@@ -80,6 +108,7 @@ class Profile(_Strict):
     tcg_thread: Literal["multi", "single"] = "multi"
     nic: str = "virtio-net-pci,romfile="
     devices: dict[_Name, Device] = {}
+    hypervisor: Hypervisor | None = None
     boot_timeout_s: Annotated[int, Field(ge=1)] = 30
     tcg_factor: Annotated[float, Field(ge=1)] = 4.0
 
@@ -87,6 +116,11 @@ class Profile(_Strict):
     def qemu(self) -> str:
         """The QEMU binary that emulates this machine."""
         return QEMU_BINARIES[self.arch]
+
+    @property
+    def layer(self) -> str:
+        """What its guest is called: the one that QEMU boots, and that SSH reaches."""
+        return "guest" if self.hypervisor is None else "dom0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +152,7 @@ class Wiring:
 
     :param kernel: path of the kernel image.
     :param initrd: path of the initramfs.
+    :param hypervisor: path of the hypervisor, where the machine has one.
     :param monitor_fd: a connected Unix socket that QEMU inherits and speaks QMP on; None for no monitor.
     :param console_socket: Unix socket on which QEMU serves the console; None for standard input and output.
     :param console_log: file to which QEMU appends all that the console prints.
@@ -133,6 +168,7 @@ class Wiring:
     console_socket: str | None = None
     console_log: str | None = None
     log: str | None = None
+    hypervisor: str | None = None
     incoming: bool = False
 
 
@@ -167,6 +203,19 @@ def _connections(wiring: Wiring) -> list[str]:
     return [*argv, "-chardev", chardev, "-serial", "chardev:console"]
 
 
+def _boots(plan: Plan, wiring: Wiring) -> list[str]:
+    """What QEMU loads, and what it tells it."""
+    hypervisor = plan.profile.hypervisor
+    if hypervisor is None or wiring.hypervisor is None:
+        return ["-kernel", wiring.kernel, "-initrd", wiring.initrd, "-append", plan.command_line]
+    argv = ["-kernel", wiring.hypervisor, "-append", hypervisor.command_line]
+    if hypervisor.loader == "multiboot":
+        return [*argv, "-initrd", f"{escape(f'{wiring.kernel} {plan.command_line}')},{escape(wiring.initrd)}"]
+    kernel = _options(addr=_LOADER_KERNEL, kernel=wiring.kernel, bootargs=plan.command_line)
+    initrd = _options(addr=_LOADER_INITRD, initrd=wiring.initrd)
+    return [*argv, "-device", f"guest-loader{kernel}", "-device", f"guest-loader{initrd}"]
+
+
 def qemu_argv(plan: Plan, wiring: Wiring, accelerator: AcceleratorName) -> list[str]:
     """QEMU's whole command line for a machine.
 
@@ -182,7 +231,7 @@ def qemu_argv(plan: Plan, wiring: Wiring, accelerator: AcceleratorName) -> list[
     else:
         argv += ["-accel", f"tcg,thread={profile.tcg_thread}", "-cpu", plan.cpu or profile.cpu.tcg]
     argv += ["-smp", str(plan.vcpus), "-m", str(plan.memory_mib)]
-    argv += ["-kernel", wiring.kernel, "-initrd", wiring.initrd, "-append", plan.command_line]
+    argv += _boots(plan, wiring)
     argv += _connections(wiring)
     argv += ["-netdev", f"user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:{SSH_PORT}"]
     argv += ["-device", f"{profile.nic},netdev=net0,mac={wiring.mac}"]

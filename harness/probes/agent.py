@@ -1,7 +1,7 @@
 """Serves calls to the other probes: one JSON object a line in, one a line out.
 
 It talks over its standard streams. One that is to live on in a saved machine is forked from it (:func:`stay`), and then
-talks over TCP with whoever connects, one at a time.
+talks over TCP with whoever connects, one at a time. In a domain of Xen's it talks by way of xenstore (postbox.py).
 
 ``{"id": 1, "call": "memory.vmstat", "arguments": {}}`` calls ``vmstat()`` of ``memory.py`` beside this file and
 answers ``{"id": 1, "result": ...}`` or ``{"id": 1, "error": "...", "kind": "OSError", "errno": 12}``.
@@ -99,9 +99,32 @@ def _serve_the_newest(listener: socket.socket) -> None:
             connection = None
 
 
+def serve_domain() -> None:
+    """Answer what dom0 asks this domain, for ever."""
+    postbox, xenstore = importlib.import_module("postbox"), importlib.import_module("xenstore")
+    store = xenstore.Xenstore()
+    base, done = "data/harness", 0
+    store.watch(f"{base}/{postbox.ASKED}", "asked")
+    store.write(f"{base}/{postbox.READY}", "1")
+    while True:
+        store.next_event(3600)
+        serial, text = postbox.fetch(store, base, postbox.REQUEST, postbox.ASKED)
+        if serial == done:
+            continue
+        done = serial
+        said = answer(json.loads(text))
+        try:
+            postbox.post(store, base, postbox.ANSWER, postbox.ANSWERED, serial, json.dumps(said))
+        except ValueError as error:
+            refused = {"id": serial, "error": str(error), "kind": "ValueError", "errno": None}
+            postbox.post(store, base, postbox.ANSWER, postbox.ANSWERED, serial, json.dumps(refused))
+
+
 def main() -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input ends, or for ever in a domain."""
     survive()
+    if sys.argv[1:] == ["domain"]:
+        serve_domain()
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a probe prints by mistake must not be taken for an answer
     for line in sys.stdin:

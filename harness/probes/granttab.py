@@ -15,7 +15,7 @@ import struct
 import subprocess
 import time
 
-from harness.probes.xenstore import Xenstore
+from harness.probes.domain import identify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself is slow to import
@@ -29,21 +29,9 @@ _TYPE_MASK, _READING, _WRITING = 3, 8, 16
 _ACTIVE = re.compile(r"\[0x([0-9a-f]+)\] +(\d+) ")
 
 
-def number_of(domain: str) -> int:
-    """A domain's id, by its name."""
-    store = Xenstore()
-    try:
-        for number in store.ls("/local/domain"):
-            if store.read(f"/local/domain/{number}/name") == domain:
-                return int(number)
-    finally:
-        store.close()
-    raise LookupError(f"there is no domain {domain}")
-
-
 def count(domain: str) -> dict[str, int]:
     """How many grants a domain has given, and how many of them Xen has marked as mapped."""
-    return counted(_table(number_of(domain)))
+    return counted(_table(identify(domain)))
 
 
 def counted(table: bytes) -> dict[str, int]:
@@ -89,7 +77,7 @@ def _size(privcmd: int, domain: int) -> int:
 
 def active(domain: str, timeout_s: float = 10) -> dict[str, Any]:
     """The references that Xen holds a mapping of, as ``xl debug-keys g`` prints them, with who mapped them."""
-    number = number_of(domain)
+    number = identify(domain)
     _xl("dmesg", "-c")
     _xl("debug-keys", "g")
     printed = ""

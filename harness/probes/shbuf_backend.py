@@ -15,9 +15,9 @@ import struct
 import time
 
 from harness.probes import displif, pgdir, shbuf, sndif
+from harness.probes.domain import identify
 from harness.probes.evtchn import Evtchn
 from harness.probes.gnttab import Gntdev, set_limit
-from harness.probes.granttab import number_of
 from harness.probes.worker import Worker
 from harness.probes.xenring import BackRing, EventPage
 from harness.probes.xenstore import Xenstore
@@ -313,7 +313,7 @@ def start(kind: str, domain: str, patience_s: float, gntalloc_limit: int | None 
     if gntalloc_limit is not None:
         set_limit(gntalloc_limit)
 
-    number = number_of(domain)
+    number = identify(domain)
 
     def make() -> Backend:
         os.nice(-5)  # the client's patience is the frontend's 3 s

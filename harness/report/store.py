@@ -16,7 +16,7 @@ def print_store(console: Console, store: Store) -> None:
         table.add_column(column, justify="right" if column in ("size", "packages") else "left")
     total = 0
     for entry in store.list():
-        size = sum(file.size for file in entry.files.values())
+        size = sum(file.size for file in entry.files.values()) + (entry.tree_bytes or 0)
         total += size
         table.add_row(
             entry.kind, entry.name, entry.arch, decimal(size), entry.created, str(len(entry.packages)), entry.key[:12]

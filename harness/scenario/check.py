@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 from harness.errors import Problem, ScenarioError
 from harness.scenario.expect import Expectation
 from harness.scenario.model import (
     Catalogue,
+    Domain,
     FileModel,
     Identifier,
     ModuleLoad,
+    OneOf,
     ProfileSpec,
     ScenarioFile,
     Step,
@@ -87,10 +90,13 @@ class _Check:
             self._refused = frozenset(problem.key for problem in error.problems)
         self._known(("feature",), "feature", self._catalogue.features)
         profile = self._boot()
-        load = self._load(profile)
-        steps, evidence = self._drive()
+        self._domains(profile)
+        names = frozenset(self._mapping("boot", "domains"))
+        layers = None if profile is None else profile.layers | names
+        load = self._load(profile, layers)
+        steps, evidence = self._drive({"domain": names, "layer": layers})
         assertions = self._assertions(evidence)
-        self._allow_crash(profile)
+        self._allow_crash(profile, layers)
         return Checked(file, load, steps, assertions, tuple(self._problems))
 
     def _at(self, *path: str | int) -> Any:
@@ -150,15 +156,47 @@ class _Check:
         elif type(value) is not settable[name]:
             self._add(path, f"must be {_TYPE_NAMES[settable[name]]}, got {described(value)}")
 
-    def _load(self, profile: ProfileSpec | None) -> tuple[ModuleLoad, ...]:
+    def _domains(self, profile: ProfileSpec | None) -> None:
+        """What a profile's domains can be; their own ranges are the models' to judge."""
+        if profile is None:
+            return
+        domains = self._mapping("boot", "domains")
+        if self._at("boot", "hypervisor") is not None or domains:
+            key = "domains" if domains else "hypervisor"
+            if not profile.hypervisors:
+                self._add(("boot", key), f"{profile.name} has no hypervisor", "name a Xen machine", at_key=True)
+                return
+            self._known(("boot", "hypervisor"), f"hypervisor of {profile.name}", profile.hypervisors)
+        for name in domains:
+            path: KeyPath = ("boot", "domains", name)
+            if name in profile.layers | _HOST_LAYERS:
+                self._add(path, f"{quoted(name)} is a layer that is there already", "choose another name", at_key=True)
+            if profile.domain_types:
+                self._known((*path, "type"), f"type of domain on {profile.name}", profile.domain_types)
+            elif self._at(*path, "type") is not None:
+                self._add((*path, "type"), f"{profile.name} has one type of domain only", "remove it", at_key=True)
+            if self._at(*path, "virtio_mmio") and not profile.virtio_mmio:
+                self._add((*path, "virtio_mmio"), f"domains of {profile.name} cannot have virtio-mmio devices")
+        self._domain_memory(profile, domains)
+
+    def _domain_memory(self, profile: ProfileSpec, domains: Mapping[str, Any]) -> None:
+        default = Domain().memory_mib
+        sizes = [self._at("boot", "domains", name, "memory_mib") or default for name in domains]
+        more = self._at("boot", "memory_mib")
+        if more is None and all(isinstance(size, int) for size in sizes) and sum(sizes) > profile.domain_memory_mib:
+            room = profile.domain_memory_mib
+            message = f"domains of {sum(sizes)} MiB together, but {profile.name} has {room} MiB for them"
+            self._add(("boot", "domains"), message, "give the machine more with memory_mib", at_key=True)
+
+    def _load(self, profile: ProfileSpec | None, layers: frozenset[str] | None) -> tuple[ModuleLoad, ...]:
         modules: list[ModuleLoad] = []
         for index, entry in enumerate(self._list("load")):
             if not isinstance(entry, dict) or len(entry) != 1:
                 continue
             layer, what = next(iter(entry.items()))
             path: KeyPath = ("load", index, layer)
-            if profile is not None and layer not in profile.layers:
-                self._unknown(path, f"layer of {profile.name}", layer, profile.layers, at_key=True)
+            if profile is not None and layers is not None and layer not in layers:
+                self._unknown(path, f"layer of {profile.name}", layer, layers, at_key=True)
             self._known((*path, "name") if isinstance(what, dict) else path, "module", self._catalogue.modules)
             if isinstance(what, str):
                 modules.append(ModuleLoad(layer, what, {}))
@@ -166,8 +204,11 @@ class _Check:
                 modules.append(ModuleLoad(layer, what["name"], what.get("parameters", {})))
         return tuple(modules)
 
-    def _drive(self) -> tuple[tuple[Step, ...], dict[str, type[BaseModel]]]:
-        """The steps that are right, and the evidence that assertions can count on."""
+    def _drive(self, names: Mapping[str, frozenset[str] | None]) -> tuple[tuple[Step, ...], dict[str, type[BaseModel]]]:
+        """The steps that are right, and the evidence that assertions can count on.
+
+        :param names: what a field that is :class:`OneOf` can name; None where that is not known.
+        """
         steps: list[Step] = []
         evidence: dict[str, type[BaseModel]] = {}
         lines: dict[str, int] = {}
@@ -191,6 +232,7 @@ class _Check:
                 evidence[name] = (verb.evidence if verb is not None else None) or _Anything
             params = self._params(path, given or {}, verb) if verb is not None else None
             if verb is not None and params is not None:
+                self._references(path, verb, params, names)
                 steps.append(Step(verb, name, params, line, dotted(path)))
         return tuple(steps), evidence
 
@@ -215,6 +257,23 @@ class _Check:
             self._problems += error.problems
             return None
 
+    def _references(
+        self, path: KeyPath, verb: VerbSpec, params: BaseModel, names: Mapping[str, frozenset[str] | None]
+    ) -> None:
+        """Look up what the parameters name of the machine, what they leave to a default included."""
+        for field, info in verb.params.model_fields.items():
+            mark = _mark(info)
+            known = None if mark is None else names[mark.what]
+            value = getattr(params, field)
+            if mark is None or known is None or value is None or value in known:
+                continue
+            if not known:
+                self._add(path, f"needs a {mark.what}, and the machine has none", "declare it in boot.domains")
+            elif field in self._mapping(*path):
+                self._unknown((*path, field), mark.what, value, known)
+            else:
+                self._add(path, f"needs a {mark.what} named {quoted(value)}", f"or set {field}", at_key=True)
+
     def _assertions(self, evidence: Mapping[str, type[BaseModel]]) -> tuple[Expectation, ...]:
         # A step that could not be read may have left anything.
         guessed = any(key.startswith("drive") for key in self._refused)
@@ -227,7 +286,13 @@ class _Check:
                 self._add(("assert", index), message, hint)
         return tuple(expectations.values())
 
-    def _allow_crash(self, profile: ProfileSpec | None) -> None:
+    def _allow_crash(self, profile: ProfileSpec | None, layers: frozenset[str] | None) -> None:
         for index in range(len(self._list("allow_crash"))):
-            if profile is not None:
-                self._known(("allow_crash", index, "layer"), f"layer of {profile.name}", profile.layers | _HOST_LAYERS)
+            if profile is not None and layers is not None:
+                self._known(("allow_crash", index, "layer"), f"layer of {profile.name}", layers | _HOST_LAYERS)
+
+
+def _mark(field: FieldInfo) -> OneOf | None:
+    """What a field names of the machine; the mark may be inside of an optional type."""
+    inside = [item for option in get_args(field.annotation) for item in getattr(option, "__metadata__", ())]
+    return next((item for item in (*field.metadata, *inside) if isinstance(item, OneOf)), None)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel
 
@@ -97,6 +97,7 @@ Line = Annotated[
 Printable = Annotated[str, Field(max_length=256, pattern=r"^[ -~]*$")]
 Setting = bool | int | Printable
 KernelArg = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9_.]+(=[A-Za-z0-9_.,:@/+-]*)?$")]
+DomainName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 ParameterName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 # A matrix value becomes a part of the scenario's id, which names directories and test cases.
@@ -106,10 +107,36 @@ MatrixValues = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Marks a field of a verb's parameters that names something of the machine: one of its domains, or its layers."""
+
+    what: Literal["domain", "layer"]
+
+
+LayerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$"), OneOf("layer")]
+DomainRef = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$"), OneOf("domain")]
+
+
 class FileModel(BaseModel):
     """A part of a scenario file: nothing beyond the named keys, nothing converted, nothing changed afterwards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Domain(FileModel):
+    """A domain that Xen runs beside dom0. It is up when the boot is over."""
+
+    type: Literal["pv", "pvh"] | None = None
+    """How it is virtualized, where the profile has a choice; the profile's first by default."""
+    vcpus: Annotated[int, Field(ge=1, le=8)] = 1
+    """Virtual CPUs."""
+    memory_mib: Annotated[int, Field(ge=64, le=4096)] = 128
+    """Its memory."""
+    virtio_mmio: Annotated[int, Field(ge=0, le=4)] = 0
+    """How many virtio-mmio devices it has, for backends of the scenario's own."""
+    kernel_args: Annotated[tuple[KernelArg, ...], Field(max_length=64)] = ()
+    """Added to its kernel's command line."""
 
 
 class Boot(FileModel):
@@ -129,6 +156,10 @@ class Boot(FileModel):
     """Added to the kernel's command line."""
     devices: dict[Name, dict[str, Setting]] = {}
     """Properties of the profile's devices, by device."""
+    hypervisor: Name | None = None
+    """One of the hypervisors that the profile boots; its first by default."""
+    domains: Annotated[dict[DomainName, Domain], Field(max_length=8)] = {}
+    """Domains to create, by name; each is a layer of its own."""
     fresh: bool = False
     """Boot cold, even where a snapshot of the booted machine would do."""
 
@@ -245,6 +276,10 @@ class ProfileSpec:
     :param kernels: the kernels that it boots, its default first.
     :param devices: the settable properties of each device, with their types: bool, int or str.
     :param cpus: the CPU models that can be chosen under emulation.
+    :param hypervisors: what it can boot under its kernel, its default first; none on a plain machine.
+    :param domain_types: how domains can be virtualized, the default first; none where there is no choice.
+    :param virtio_mmio: whether domains can have virtio-mmio devices.
+    :param domain_memory_mib: what its memory leaves to all domains together.
     """
 
     name: str
@@ -253,6 +288,10 @@ class ProfileSpec:
     kernels: tuple[str, ...]
     devices: Mapping[str, Mapping[str, type]]
     cpus: tuple[str, ...] = ()
+    hypervisors: tuple[str, ...] = ()
+    domain_types: tuple[str, ...] = ()
+    virtio_mmio: bool = False
+    domain_memory_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,12 +85,13 @@ class Context:
         """The machine under test."""
         return self.testbed.machine
 
-    def call(self, function: str, *, timeout_s: float = 30, **arguments: object) -> Any:
-        """Call a probe function in the guest.
+    def call(self, function: str, *, timeout_s: float = 30, layer: str | None = None, **arguments: Any) -> Any:
+        """Call a probe function in a guest.
 
         :param timeout_s: how long it may take under KVM.
+        :param layer: the guest: by default the one that QEMU boots, which is dom0 on Xen.
         """
-        return self.machine.call(function, deadline=self.within(timeout_s, function), **arguments)
+        return self.testbed.call(function, layer=layer, deadline=self.within(timeout_s, function), **arguments)
 
     def within(self, seconds: float, what: str) -> Deadline:
         """A deadline for one operation, scaled by the machine's own slowness."""

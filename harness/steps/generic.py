@@ -8,14 +8,18 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.machine.snapshot import restore, save
+from harness.scenario.model import LayerName
 from harness.steps.base import Context, Evidence, Params, verb
 
+#: What a domain's answer may take beside the command.
+_MARGIN_S = 5
 _Timeout = Annotated[float, Field(gt=0, le=3600, description="seconds under KVM; emulation gets more")]
 
 
 class Run(Params):
-    """A command in the guest, as a list of words; no shell takes them apart."""
+    """A command in a guest, as a list of words; no shell takes them apart."""
 
+    layer: Annotated[LayerName | None, Field(description="the guest; by default the one that QEMU boots")] = None
     argv: Annotated[list[str], Field(min_length=1, max_length=64)]
     timeout_s: _Timeout = 30
 
@@ -31,7 +35,17 @@ class Ran(Evidence):
 
 @verb("guest.run")
 def guest_run(context: Context, params: Run) -> Ran:
-    """Run a command in the guest over SSH; any exit status is evidence."""
+    """Run a command in a guest; any exit status is evidence. It goes over SSH, or by xenstore to a domain."""
+    if params.layer in context.testbed.domains:
+        timeout_s = params.timeout_s * context.machine.time_factor
+        ran = context.call(
+            "commands.run",
+            layer=params.layer,
+            timeout_s=params.timeout_s + _MARGIN_S,
+            argv=params.argv,
+            seconds=timeout_s,
+        )
+        return Ran(**ran)
     deadline = context.within(params.timeout_s, params.argv[0])
     done = context.machine.ssh(deadline).run(params.argv, deadline=deadline, check_status=False)
     return Ran(status=done.status, stdout=done.text, stderr=done.error_text, seconds=done.seconds)
@@ -68,6 +82,7 @@ _Module = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 class ModuleLoad(Params):
     """A module that ``load`` of the scenario names too."""
 
+    layer: LayerName | None = None
     module: _Module
     parameters: dict[str, str | int | bool] = {}
 
@@ -82,13 +97,14 @@ class ModuleLoaded(Evidence):
 @verb("module.load")
 def module_load(context: Context, params: ModuleLoad) -> ModuleLoaded:
     """Load a module, with what it depends on."""
-    loaded = context.testbed.load_module("guest", params.module, params.parameters)
+    loaded = context.testbed.load_module(params.layer or context.machine.layer, params.module, params.parameters)
     return ModuleLoaded(order=list(loaded.order), build_id=loaded.build_id)
 
 
 class ModuleUnload(Params):
     """A loaded module."""
 
+    layer: LayerName | None = None
     module: _Module
     timeout_s: _Timeout = 60
 
@@ -104,7 +120,7 @@ class ModuleUnloaded(Evidence):
 def module_unload(context: Context, params: ModuleUnload) -> ModuleUnloaded:
     """Unload a module; the step fails when the kernel refuses."""
     started = time.monotonic()
-    answer = context.call("modules.unload", timeout_s=params.timeout_s, name=params.module)
+    answer = context.call("modules.unload", layer=params.layer, timeout_s=params.timeout_s, name=params.module)
     return ModuleUnloaded(loaded=answer["loaded"], seconds=round(time.monotonic() - started, 3))
 
 

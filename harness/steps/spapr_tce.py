@@ -47,13 +47,13 @@ class Seen(Evidence):
     kernel_log: list[str]
 
 
-def in_holder(context: Context, holder: str, operation: str, **arguments: object) -> dict[str, Any]:
+def in_holder(context: Context, holder: str, operation: str, **arguments: Any) -> dict[str, Any]:
     """Let a holder do something, and give what it says."""
     answer: dict[str, Any] = context.call("vfio.call", timeout_s=30, holder=holder, operation=operation, **arguments)
     return answer
 
 
-def _container(context: Context, params: OfContainer, operation: str, **arguments: object) -> dict[str, Any]:
+def _container(context: Context, params: OfContainer, operation: str, **arguments: Any) -> dict[str, Any]:
     return in_holder(context, params.holder, operation, container=params.container, **arguments)
 
 

@@ -111,6 +111,16 @@ def test_the_segment(modules: Modules) -> None:
     assert tree["usr/lib/harness/modules/virtio_net.ko"].data == a_module("net-failover", "virtio")
 
 
+def test_a_built_module_takes_the_place_of_the_kernels_own(tmp_path: Path) -> None:
+    archive = an_archive(tmp_path / "m.tar", {"a.ko": a_module("b"), "b.ko": a_module(), "c.ko": a_module()})
+    built = {"a": tmp_path / "mine.ko", "new": tmp_path / "new.ko"}
+    for path in built.values():
+        path.write_bytes(a_module("c"))
+    modules = Modules(archive, tmp_path, soon(), built)
+    assert modules.closure(["a", "new"]) == ["c", "a", "new"]
+    assert segment(modules, ["a"], ["a"])["usr/lib/harness/modules/a.ko"].data == a_module("c")
+
+
 def test_depends() -> None:
     assert depends(a_module("a-b", "c")) == ["a_b", "c"]
     assert depends(a_module()) == []
