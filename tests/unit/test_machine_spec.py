@@ -33,11 +33,13 @@ from harness.machine.spec import (
 MACHINES = Path(__file__).parents[2] / "images" / "machines"
 GOLDEN = Path(__file__).parent / "golden"
 PROFILES = load_profiles(MACHINES)
+NAMES = ("pc", "virt", "xen-arm64", "xen-x86")
 ACCELERATORS: tuple[AcceleratorName, ...] = ("tcg", "kvm")
 
 WIRING = Wiring(
     kernel="/images/vmlinuz",
     initrd="/scratch/initrd",
+    hypervisor="/images/xen",
     mac="52:54:00:aa:bb:cc",
     monitor_fd=7,
     console_socket="/scratch/console",
@@ -139,7 +141,7 @@ def golden_argv(name: str, accelerator: AcceleratorName) -> list[str]:
 
 
 @pytest.mark.parametrize("accelerator", ACCELERATORS)
-@pytest.mark.parametrize("name", ["pc", "virt"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_whole_command_line(name: str, accelerator: AcceleratorName) -> None:
     wanted = (GOLDEN / f"{name}-{accelerator}.argv").read_text().splitlines()
     assert golden_argv(name, accelerator) == wanted
@@ -317,6 +319,7 @@ wirings = st.builds(
     Wiring,
     kernel=words,
     initrd=words,
+    hypervisor=st.none() | words,
     monitor_fd=st.none() | st.integers(0, 100),
     console_socket=st.none() | words,
     console_log=st.none() | words,
@@ -376,7 +379,7 @@ def test_the_sandbox_is_always_shut(plan: Plan, wiring: Wiring, accelerator: Acc
 def main() -> None:
     """Write the golden files anew."""
     GOLDEN.mkdir(exist_ok=True)
-    for name in ("pc", "virt"):
+    for name in NAMES:
         for accelerator in ACCELERATORS:
             text = "".join(f"{word}\n" for word in golden_argv(name, accelerator))
             (GOLDEN / f"{name}-{accelerator}.argv").write_text(text)
