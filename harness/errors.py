@@ -7,6 +7,7 @@
      ├ UsageError           the command line is wrong
      ├ HostError            QEMU, disk, image, missing tool: an ERROR, never a FAIL
      │  └ BuildFailed       code does not compile, or a patch does not apply
+     ├ Unsupported          a kernel or a hypervisor lacks what the scenario is about: a SKIP
      ├ BootError            the machine never came up; carries the console's tail
      └ GuestError           the machine came up and then something in it went wrong
         ├ CommandFailed     a command or probe call in the guest was refused
@@ -114,6 +115,10 @@ class HostError(HarnessError):
 
 class BuildFailed(HostError):
     """Code under test, or a recipe's, does not build: there is nothing to boot, so nothing that could FAIL."""
+
+
+class Unsupported(HarnessError):
+    """The kernel or the hypervisor that was booted does not have what the scenario is about."""
 
 
 class BootError(HarnessError):

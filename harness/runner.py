@@ -18,7 +18,7 @@ from rich.filesize import decimal
 
 from harness import strict_yaml
 from harness.deadline import Deadline, DeadlineExceeded
-from harness.errors import GuestCrash, GuestError, HarnessError, HostError
+from harness.errors import GuestCrash, GuestError, HarnessError, HostError, Unsupported
 from harness.images import Images
 from harness.images.under_test import Override
 from harness.interrupts import interrupts_deferred
@@ -337,7 +337,9 @@ class _Run:
         """Turn what was raised into a verdict. A crash on a console outweighs what it led to."""
         result = self._result
         story = "\n".join([error.explain(), *(f"  {note}" for note in getattr(error, "__notes__", ()))])
-        if isinstance(error, GuestCrash):
+        if isinstance(error, Unsupported) and not self._crashed_by_product():
+            result.verdict, result.reason = Verdict.SKIP, story
+        elif isinstance(error, GuestCrash):
             result.verdict, result.reason = Verdict.FAIL, story
         elif isinstance(error, GuestError | DeadlineExceeded) and self._crashed_by_product():
             result.verdict, result.reason = Verdict.FAIL, f"{result.reason}\n  which led to: {story}"

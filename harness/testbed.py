@@ -27,7 +27,7 @@ from harness.machine.scratch import scratch_directory
 from harness.machine.spec import Plan, Profile
 from harness.oops import Report
 from harness.scenario.model import Domain as DomainWishes
-from harness.scenario.model import Scenario
+from harness.scenario.model import ModuleLoad, Scenario
 
 _LOAD_TIMEOUT_S = 20
 #: What takes less is done again sooner than a machine is saved and taken up.
@@ -225,9 +225,13 @@ class Testbed:
         """Load the scenario's modules, each with what it depends on."""
         if self._loaded is None:
             started = time.monotonic()
-            self._loaded = [self.load_module(item.layer, item.module, item.parameters) for item in self.scenario.load]
+            self._loaded = [self.load_module(item.layer, item.module, item.parameters) for item in self._load_now]
             self._save(self._stage_loaded, time.monotonic() - started)
         return self._loaded
+
+    @property
+    def _load_now(self) -> list[ModuleLoad]:
+        return [item for item in self.scenario.load if not item.later]
 
     def load_module(self, layer: str, module: str, parameters: Mapping[str, Any]) -> LoadedModule:
         """Load one module in a guest.
@@ -255,7 +259,7 @@ class Testbed:
         domains = {name: asdict(domain.plan) for name, domain in self.domains.items()}
         return {
             "domains": domains,
-            "load": [[item.layer, item.module, dict(item.parameters)] for item in self.scenario.load],
+            "load": [[item.layer, item.module, dict(item.parameters)] for item in self._load_now],
         }
 
     def _take_up(self, stage: dict[str, Any]) -> bool:

@@ -201,7 +201,8 @@ class _Check:
             if isinstance(what, str):
                 modules.append(ModuleLoad(layer, what, {}))
             elif isinstance(what, dict) and "name" in what:
-                modules.append(ModuleLoad(layer, what["name"], what.get("parameters", {})))
+                later = what.get("later") is True
+                modules.append(ModuleLoad(layer, what["name"], what.get("parameters", {}), later))
         return tuple(modules)
 
     def _drive(self, names: Mapping[str, frozenset[str] | None]) -> tuple[tuple[Step, ...], dict[str, type[BaseModel]]]:

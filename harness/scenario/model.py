@@ -171,6 +171,8 @@ class ModuleSpec(FileModel):
     """A recipe in images/modules/."""
     parameters: dict[ParameterName, Setting] = {}
     """Module parameters, as modprobe takes them."""
+    later: bool = False
+    """Have it at hand and do not load it: a step does."""
 
 
 LoadEntry = Annotated[dict[Name, Name | ModuleSpec], Field(min_length=1, max_length=1), _one_pair("LAYER: MODULE")]
@@ -309,11 +311,13 @@ class ModuleLoad:
     """A module to load.
 
     :param layer: where: ``guest``, ``dom0``.
+    :param later: whether a step loads it, and not the load phase.
     """
 
     layer: str
     module: str
     parameters: Mapping[str, bool | int | str]
+    later: bool = False
 
 
 @dataclass(frozen=True, slots=True)
