@@ -23,9 +23,7 @@ if TYPE_CHECKING:  # typing itself is slow to import
 #: What an agent that stays has for standard error.
 LOG = "/run/harness-agent.log"
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, _HERE)
-sys.path.append(os.path.dirname(os.path.dirname(_HERE)))  # probes import each other as harness.probes.NAME
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 
 def answer(request: dict[str, Any]) -> dict[str, object]:

@@ -11,14 +11,17 @@ import fcntl
 import os
 import struct
 
-from harness.probes import pgdir
-from harness.probes.worker import Keeper
-
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing itself is slow to import
+if TYPE_CHECKING:
     from typing import Any
 
+    from harness.probes import pgdir
+    from harness.probes.worker import Keeper
+
     Answer = dict[str, Any]
+else:  # beside this file, in the guest
+    import pgdir
+    from worker import Keeper
 
 HW_PARAMS, HW_FREE, SW_PARAMS = 0xC2604111, 0x4112, 0xC0884113
 DELAY, HWSYNC = 0x80084121, 0x4122

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from harness.probes import kernel_log
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from harness.probes import kernel_log
+else:  # beside this file, in the guest
+    import kernel_log
+
 
 _PACE = "/sys/module/grant_table/parameters/free_per_iteration"
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import time
 
-from harness.probes import postbox
-from harness.probes.xenstore import Xenstore
-
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing itself is slow to import
+if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeVar
 
+    from harness.probes import postbox
+    from harness.probes.xenstore import Xenstore
+
     T = TypeVar("T")
+else:  # beside this file, in the guest
+    import postbox
+    from xenstore import Xenstore
 
 _DOMAINS = "/local/domain"
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 
-from harness.probes import pgdir
-from harness.probes.gnttab import Gntalloc, Gntdev, Pages
-
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing itself is slow to import
+if TYPE_CHECKING:
     from typing import Any
+
+    from harness.probes import pgdir
+    from harness.probes.gnttab import Gntalloc, Gntdev, Pages
+else:  # beside this file, in the guest
+    import pgdir
+    from gnttab import Gntalloc, Gntdev, Pages
 
 NO_SUCH_REF = 0xFFFF_FFF0
 """A reference that no grant table has."""

@@ -14,20 +14,31 @@ import os
 import struct
 import time
 
-from harness.probes import displif, pgdir, shbuf, sndif
-from harness.probes.domain import identify
-from harness.probes.evtchn import Evtchn
-from harness.probes.gnttab import Gntdev, set_limit
-from harness.probes.worker import Worker
-from harness.probes.xenring import BackRing, EventPage
-from harness.probes.xenstore import Xenstore
-
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing itself is slow to import
+if TYPE_CHECKING:
     from typing import Any
+
+    from harness.probes import displif, holders, pgdir, shbuf, sndif, worker
+    from harness.probes.domain import identify
+    from harness.probes.evtchn import Evtchn
+    from harness.probes.gnttab import Gntdev, set_limit
+    from harness.probes.xenring import BackRing, EventPage
+    from harness.probes.xenstore import Xenstore
 
     Answer = dict[str, Any]
     Device = displif.Display | sndif.Sound
+else:  # beside this file, in the guest
+    import displif
+    import holders
+    import pgdir
+    import shbuf
+    import sndif
+    import worker
+    from domain import identify
+    from evtchn import Evtchn
+    from gnttab import Gntdev, set_limit
+    from xenring import BackRing, EventPage
+    from xenstore import Xenstore
 
 INITIALISING, INIT_WAIT, INITIALISED, CONNECTED, CLOSING, CLOSED, RECONFIGURING = 1, 2, 3, 4, 5, 6, 7
 _POLL_S = 0.02
@@ -299,8 +310,6 @@ class Backend:
 
 # -- seen from the agent ----------------------------------------------------------------------------------------
 
-_workers: dict[str, Worker] = {}
-
 
 def start(kind: str, domain: str, patience_s: float, gntalloc_limit: int | None = None, **options: Any) -> Answer:
     """Start a backend and wait until its frontend is connected, or ``patience_s`` has passed.
@@ -312,7 +321,6 @@ def start(kind: str, domain: str, patience_s: float, gntalloc_limit: int | None 
     """
     if gntalloc_limit is not None:
         set_limit(gntalloc_limit)
-
     number = identify(domain)
 
     def make() -> Backend:
@@ -321,18 +329,13 @@ def start(kind: str, domain: str, patience_s: float, gntalloc_limit: int | None 
         device = displif.Display if kind == "vdispl" else sndif.Sound
         return Backend(device(buffers, **options), buffers, number)
 
-    worker = _workers[kind] = Worker(f"the {kind} backend", make)
-    deadline = time.monotonic() + patience_s
-    while True:
-        answer = worker.call("status", {})
-        if answer["connected"] or time.monotonic() > deadline:
-            return answer
-        time.sleep(0.05)
+    worker.start(kind, make)
+    return wait_status(kind, "connected", True, patience_s)
 
 
 def call(kind: str, operation: str, arguments: Answer) -> Answer:
     """Let a backend do something; see :class:`Backend`."""
-    return _workers[kind].call(operation, arguments)
+    return holders.call(kind, operation, **arguments)
 
 
 def wait_status(kind: str, field: str, value: Any, patience_s: float) -> Answer:
@@ -347,4 +350,4 @@ def wait_status(kind: str, field: str, value: Any, patience_s: float) -> Answer:
 
 def stop(kind: str, kill: bool) -> Answer:
     """End a backend's process; its frontend is not told. The kernel takes back what it held."""
-    return {"signal": _workers.pop(kind).reap(kill=kill)}
+    return {"signal": holders.end(kind, kill)}

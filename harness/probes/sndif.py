@@ -6,13 +6,14 @@ import errno
 import os
 import struct
 
-from harness.probes import pgdir
-
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing itself is slow to import
+if TYPE_CHECKING:
     from typing import Any
 
+    from harness.probes import pgdir
     from harness.probes.shbuf import Buffers
+else:  # beside this file, in the guest
+    import pgdir
 
 OPEN, CLOSE, READ, WRITE = range(4)
 TRIGGER, QUERY = 8, 9
