@@ -57,7 +57,7 @@ class Display:
         if operation == ATTACH:
             return self._attach(body), b"", []
         if operation == DETACH:
-            del self._framebuffers[cookie]
+            self._framebuffers.pop(cookie, None)
             return {"fb": cookie}, b"", []
         if operation == SET_CONFIG:
             x, y, width, height, bpp = struct.unpack_from("<5I", body, 8)
