@@ -28,13 +28,13 @@ $(VENV)/.ready: pyproject.toml
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-# Signals, full disks, panics and hangs, against real guests: minutes, and a machine that does nothing else.
+# Signals, full disks, panics and hangs, against real guests: minutes. HARNESS_TEST_ALL=1 tries every variant.
 test-bad-luck: setup
-	$(VENV)/bin/pytest tests/vm
+	$(VENV)/bin/pytest tests/vm/test_bad_luck_*.py
 
 # Boot to first command against a plain script, side by side.
 bench: setup
-	$(VENV)/bin/python tools/bench
+	$(VENV)/bin/python -m bench
 
 lint: setup
 	$(VENV)/bin/ruff check

@@ -1,4 +1,4 @@
-"""The command line: ``harness run | check | doctor | images | shell | schema``."""
+"""The command line: ``harness run | check | components | mutate | bisect | doctor | images | shell | schema``."""
 
 from __future__ import annotations
 
@@ -6,127 +6,53 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
-from enum import StrEnum
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, Any
 
 import pytest
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 
+from harness.command import (
+    SCENARIOS,
+    Accel,
+    AccelOption,
+    Keep,
+    Paths,
+    UnderTest,
+    build_progress,
+    command,
+    fail,
+    load_scenarios,
+    make_console,
+    print_error,
+    shown,
+)
 from harness.doctor import State, diagnose, print_findings
-from harness.errors import HarnessError, HostError, Problem, UsageError
-from harness.interrupts import unwind_on_signals
+from harness.errors import HarnessError, UsageError
 from harness.plugin import Front
-from harness.progress import PlainProgress, RichProgress, SilentProgress
-from harness.progress import Progress as BuildProgress
+from harness.progress import SilentProgress
 from harness.report import summary
-from harness.report.progress import for_console
+from harness.report.progress import Silent, for_console
 from harness.report.store import print_store
 from harness.result import ScenarioResult, write_json
 from harness.scenario.model import Scenario
 from harness.scenario.schema import json_schema
 from harness.shell import open_shell
+from harness.trials import bisect, components, mutate
 from harness.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 images_app = typer.Typer(no_args_is_help=True, help="The store of images.")
 app.add_typer(images_app, name="images")
 
-SCENARIOS = Path("scenarios")
-
-
-P = ParamSpec("P")
-
-
-class Accel(StrEnum):
-    """What ``--accel`` takes."""
-
-    AUTO = "auto"
-    KVM = "kvm"
-    TCG = "tcg"
-
-
-class Keep(StrEnum):
-    """What ``--keep`` takes."""
-
-    NEVER = "never"
-    FAILED = "failed"
-    ALWAYS = "always"
-
-
-Paths = Annotated[list[Path] | None, typer.Argument(help="Scenario files and directories.", show_default="scenarios/")]
-AccelOption = Annotated[Accel, typer.Option(help="auto proves KVM and falls back to emulation.")]
-UnderTest = Annotated[
-    list[str] | None,
-    typer.Option("--under-test", metavar="COMPONENT=FILE", help="Load this module instead of the recipe's own."),
-]
-
-
-def _console() -> Console:
-    """Standard output; a log has no width of its own, and folded ids cannot be searched for."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
-
-
-def _build_progress() -> BuildProgress:
-    return RichProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)
-
-
-def _shown(progress: BuildProgress) -> AbstractContextManager[object]:
-    """Show a bar while the block runs, where there is one."""
-    return progress if isinstance(progress, RichProgress) else nullcontext()
-
-
-def _fail(console: Console, error: HarnessError, status: int) -> NoReturn:
-    console.print(f"[bold red]error:[/] {error.__class__.__name__}: ", end="")
-    console.print(error.explain(), markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(status)
-
-
-def _interruptible(command: Callable[P, None]) -> Callable[P, None]:
-    """A command that Ctrl-C or SIGTERM ends in order: what runs is undone, and the exit status blames no product."""
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        unwind_on_signals()
-        console = Console(stderr=True)
-        try:
-            command(*args, **kwargs)
-        except (OSError, EOFError) as error:  # typer would end with 1, which blames the product
-            _fail(console, HostError(f"the host failed: {error or type(error).__name__}"), summary.ERRORED)
-        except KeyboardInterrupt as error:
-            by = f" by {error}" if str(error) else ""
-            console.print(f"interrupted{by}", style="bold red", highlight=False)
-            raise typer.Exit(summary.ERRORED) from None
-
-    return wrapped
-
-
-def _load(console: Console, workspace: Workspace, paths: list[Path] | None) -> list[Scenario]:
-    """The scenarios, or the end: nothing runs while any file is wrong."""
-    for path in paths or []:
-        if not path.exists():
-            _fail(console, UsageError(f"{path} does not exist"), summary.USAGE)
-    scenarios, problems = workspace.load(paths or [SCENARIOS])
-    if problems:
-        _print_problems(console, problems)
-        raise typer.Exit(summary.USAGE)
-    return scenarios
-
-
-def _print_problems(console: Console, problems: list[Problem]) -> None:
-    for problem in problems:
-        console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{len(problems)} problem{'s' if len(problems) != 1 else ''}", style="bold red")
-
 
 @app.command()
-@_interruptible
+@command
 def run(
     paths: Paths = None,
     keyword: Annotated[str | None, typer.Option("-k", help="Only scenarios whose id matches.")] = None,
@@ -145,49 +71,77 @@ def run(
 
     Exit status: 0 all passed, 1 a scenario failed, 2 the harness or host failed, 3 nothing ran, 4 usage.
     """
-    console = _console()
-    workspace = Workspace(_build_progress())
-    scenarios = _load(console, workspace, paths)
-    try:
-        workspace.overrides(under_test or [])
-        with _shown(workspace.progress):
-            workspace.prepare(scenarios)
-    except UsageError as error:
-        _fail(console, error, summary.USAGE)
-    except HarnessError as error:
+    console = make_console()
+    workspace = Workspace(build_progress())
+    load_scenarios(console, workspace, paths)
+    overrides = workspace.overrides(under_test or [])  # a wrong one is told before anything else is done
+    chosen = _selection(paths, keyword, tag)
+    selected = _select(console, workspace, chosen)
+    workspace.check_used(overrides, selected)
+    with shown(workspace.progress):
+        refused = workspace.prepare(selected, overrides)
+    if refused and len(refused) == len(selected):
+        error = next(iter(refused.values()))
         if json_file is not None:
-            _write_unprepared(json_file, scenarios, results or Path("results"), error)
-        _fail(console, error, summary.ERRORED)
-    arguments = [str(path) for path in paths or [SCENARIOS]]
-    # The project around the scenarios may have pytest settings and a conftest of its own: they are not for these.
-    arguments += ["-c", os.devnull, "--rootdir", str(Path.cwd()), "--noconftest", "--assert=plain"]
-    arguments += ["-s", "-p", "no:cacheprovider", "-p", "no:tmpdir", "--accel", accel.value, "--keep", keep.value]
-    for option, value in (
-        ("-k", keyword),
-        ("--results", results),
-        ("--harness-json", json_file),
-        ("--junitxml", junit),
-    ):
+            _write_unprepared(json_file, selected, results or Path("results"), refused)
+        fail(console, error, summary.ERRORED)
+    for error in dict.fromkeys(refused.values()):
+        print_error(console, error)
+    arguments = [*chosen, "-s", "-p", "no:tmpdir", "--accel", accel.value, "--keep", keep.value]
+    for option, value in (("--results", results), ("--harness-json", json_file), ("--junitxml", junit)):
         if value is not None:
             arguments += [option, str(value)]
     for source in under_test or []:
         arguments += ["--under-test", source]
-    if tag:
-        arguments += ["-m", " or ".join(tag)]
     if cold:
         arguments.append("--cold")
     if exit_first:
         arguments.append("-x")
     if jobs > 1:
-        arguments += ["-n", str(jobs)]
+        arguments += ["-p", "xdist.plugin", "-n", str(jobs), "--dist", "loadgroup"]
     raise typer.Exit(_run_pytest(console, workspace, arguments))
 
 
-def _write_unprepared(target: Path, scenarios: list[Scenario], results: Path, error: HarnessError) -> None:
+def _selection(paths: list[Path] | None, keyword: str | None, tag: list[str] | None) -> list[str]:
+    """What pytest is told of which scenarios are meant."""
+    # Each plugin that is installed beside the harness costs its start, and may change what tests do.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    arguments = [str(path) for path in paths or [SCENARIOS]]
+    # The project around the scenarios may have pytest settings and a conftest of its own: they are not for these.
+    arguments += ["-c", os.devnull, "--rootdir", str(Path.cwd()), "--noconftest", "--assert=plain"]
+    arguments += ["-p", "no:cacheprovider", "-p", "harness.plugin"]
+    if keyword is not None:
+        arguments += ["-k", keyword]
+    if tag:
+        arguments += ["-m", " or ".join(tag)]
+    return arguments
+
+
+def _select(console: Console, workspace: Workspace, chosen: list[str]) -> list[Scenario]:
+    """The scenarios that are going to run: images are built for these and for no others."""
+    front = Front(workspace, Silent())
+    ended = pytest.main([*chosen, "--collect-only"], plugins=[front])
+    if front.interrupted:
+        raise KeyboardInterrupt
+    if ended not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise typer.Exit(_status_of(console, front, ended))
+    return front.selected
+
+
+def _write_unprepared(
+    target: Path, scenarios: list[Scenario], results: Path, errors: Mapping[str, HarnessError]
+) -> None:
     """The summary of a run that had no images to boot: an ERROR for each scenario."""
-    reason = f"the images cannot be prepared: {error.explain()}"
     refused = [
-        ScenarioResult(item.id, item.title, item.feature, item.tags, item.matrix, results, reason=reason)
+        ScenarioResult(
+            item.id,
+            item.title,
+            item.feature,
+            item.tags,
+            item.matrix,
+            results,
+            reason=f"the images cannot be prepared: {errors[item.id].explain()}",
+        )
         for item in scenarios
     ]
     with suppress(OSError):  # a full disk is what is being told
@@ -207,33 +161,40 @@ def _run_pytest(console: Console, workspace: Workspace, arguments: list[str]) ->
         console.print()
         summary.print_table(console, finished)
         summary.print_failures(console, finished)
+        summary.print_under_test(console, finished)
         accel = summary.overall_accel(finished)
         console.print(f"\naccelerator: {accel['used']} ({accel['why']})", markup=False, highlight=False, soft_wrap=True)
     console.print(f"results: {front.results}", markup=False, highlight=False, soft_wrap=True)
     if front.interrupted:
-        rest = "" if front.selected is None else f": {front.selected - len(finished)} not begun"
+        rest = f": {len(front.selected) - len(finished)} not begun" if front.selected else ""
         console.print(f"interrupted{rest}", style="bold red")
     console.print(summary.verdict_line(finished), markup=False, highlight=False)
-    # What went wrong outside of any scenario must not look like success, nor like nothing.
+    return _status_of(console, front, ended)
+
+
+def _status_of(console: Console, front: Front, ended: int | pytest.ExitCode) -> int:
+    """What went wrong outside of any scenario must not look like success, nor like nothing."""
     if ended in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
-        return summary.exit_status(finished)
+        return summary.exit_status(front.finished)
     if not front.interrupted:
         console.print(f"pytest itself failed: {ended!r}", style="bold red", markup=False, highlight=False)
     return summary.USAGE if ended == pytest.ExitCode.USAGE_ERROR else summary.ERRORED
 
 
 @app.command()
+@command
 def check(paths: Paths = None) -> None:
     """Validate scenario files; boot nothing."""
-    console = _console()
-    scenarios = _load(console, Workspace(SilentProgress()), paths)
+    console = make_console()
+    scenarios = load_scenarios(console, Workspace(SilentProgress()), paths)
     console.print(f"{len(scenarios)} scenarios, no problem", highlight=False)
 
 
 @app.command()
+@command
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what this host can and cannot do, why, and the remedy."""
-    console = _console()
+    console = make_console()
     findings = diagnose(Workspace(SilentProgress()))
     if as_json:
         console.print_json(json.dumps([asdict(finding) for finding in findings]))
@@ -244,7 +205,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 @app.command()
-@_interruptible
+@command
 def shell(
     scenario: Annotated[Path, typer.Argument(help="A scenario file.")],
     keyword: Annotated[str | None, typer.Option("-k", help="Which of its matrix rows.")] = None,
@@ -254,60 +215,65 @@ def shell(
 ) -> None:
     """Boot and load a scenario, then give its machine to a person; leaving ends it."""
     console = Console(stderr=True)
-    progress = _build_progress()
+    progress = build_progress()
     workspace = Workspace(progress)
-    scenarios = [item for item in _load(console, workspace, [scenario]) if keyword is None or keyword in item.id]
+    scenarios = [
+        item for item in load_scenarios(console, workspace, [scenario]) if keyword is None or keyword in item.id
+    ]
     if len(scenarios) != 1:
         rows = ", ".join(item.id for item in scenarios) or "none"
-        _fail(console, UsageError(f"one scenario is needed, these match: {rows}", hint="choose with -k"), summary.USAGE)
-    try:
-        open_shell(console, workspace, scenarios[0], accel.value, under_test or [], on_console=on_console)
-    except UsageError as error:
-        _fail(console, error, summary.USAGE)
-    except HarnessError as error:
-        _fail(console, error, summary.ERRORED)
+        fail(console, UsageError(f"one scenario is needed, these match: {rows}", hint="choose with -k"), summary.USAGE)
+    with shown(progress):
+        for error in workspace.prepare(scenarios).values():
+            raise error
+    open_shell(console, workspace, scenarios[0], accel.value, under_test or [], on_console=on_console)
 
 
 @app.command()
+@command
 def schema() -> None:
     """Print the JSON Schema of scenario files, for editors."""
     sys.stdout.write(json.dumps(json_schema(Workspace(SilentProgress()).catalogue), indent=2) + "\n")
 
 
 @images_app.command("build")
-@_interruptible
+@command
 def images_build(
     names: Annotated[list[str] | None, typer.Argument(help="Machine profiles; all of them by default.")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Fetch the kernels again: the archive may have newer.")] = False,
 ) -> None:
     """Build what machine profiles boot, unless the store has it."""
-    console = _console()
-    workspace = Workspace(_build_progress())
+    console = make_console()
+    workspace = Workspace(build_progress())
     unknown = sorted(set(names or []) - set(workspace.profiles))
     if unknown:
         known = ", ".join(workspace.profiles)
-        _fail(console, UsageError(f"unknown machine profile {unknown[0]!r}", hint=f"known are: {known}"), summary.USAGE)
-    try:
-        with _shown(workspace.progress):
-            for name in names or workspace.profiles:
-                workspace.build_profile(workspace.profiles[name])
-    except HarnessError as error:
-        _fail(console, error, summary.ERRORED)
+        fail(console, UsageError(f"unknown machine profile {unknown[0]!r}", hint=f"known are: {known}"), summary.USAGE)
+    with shown(workspace.progress):
+        for name in names or workspace.profiles:
+            workspace.build_profile(workspace.profiles[name], anew=anew)
     console.print(f"images are in {workspace.store.root}", markup=False, highlight=False, soft_wrap=True)
 
 
 @images_app.command("list")
+@command
 def images_list() -> None:
     """List what the store holds."""
-    print_store(_console(), Workspace(SilentProgress()).store)
+    print_store(make_console(), Workspace(SilentProgress()).store)
 
 
 @images_app.command("prune")
+@command
 def images_prune(
     keep_days: Annotated[float, typer.Option(min=0, help="Keep what was used in the last so many days.")] = 30,
 ) -> None:
     """Remove images that were not used lately, and what killed builds left."""
     freed = Workspace(SilentProgress()).store.prune(keep_days=keep_days)
-    _console().print(f"freed {decimal(freed)}", highlight=False)
+    make_console().print(f"freed {decimal(freed)}", highlight=False)
+
+
+for trial in (components, mutate, bisect):
+    app.command()(trial)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ _TOOLS = {
     "apt-get": "apt",
     "dpkg-deb": "dpkg",
     "zstd": "zstd",
+    "bwrap": "bubblewrap",
 }
 _NEEDED_MIB = 4096
 
@@ -60,6 +61,7 @@ def diagnose(workspace: Workspace) -> list[Finding]:
     return [
         *_qemu(workspace),
         *_tools(),
+        _sandbox(),
         _archive(workspace),
         _kvm(workspace),
         _space("image store", workspace.store.root),
@@ -93,6 +95,15 @@ def _tools() -> Iterator[Finding]:
             yield Finding(tool, State.OK, "installed")
         else:
             yield Finding(tool, State.BROKEN, "not installed", f"install the package {package}")
+
+
+def _sandbox() -> Finding:
+    """Whether compilers can be run away from the host."""
+    said = run_to_end(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "echo", "works"])
+    if said.strip() == "works":
+        return Finding("build sandbox", State.OK, "bubblewrap can make namespaces")
+    remedy = "let users make namespaces (sysctl kernel.unprivileged_userns_clone); else nothing is built from source"
+    return Finding("build sandbox", State.LIMITED, said.strip()[:200] or "bubblewrap does not work", remedy)
 
 
 def _archive(workspace: Workspace) -> Finding:

@@ -6,7 +6,9 @@ an error and a fault of the product as a failure, in its terminal output and in 
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import re
 from collections.abc import Generator, Iterable
 from datetime import datetime
@@ -22,9 +24,8 @@ from harness.report.progress import Progress, Silent
 from harness.report.summary import make_summary
 from harness.result import ScenarioResult, Verdict, write_json
 from harness.runner import Interrupted, Runner, Settings
-from harness.scenario.load import load_file
 from harness.scenario.model import Scenario
-from harness.workspace import Workspace, scenario_root
+from harness.workspace import Workspace
 
 _SESSION: pytest.StashKey[HarnessSession] = pytest.StashKey()
 _LOOKS_LIKE_SCENARIO = re.compile(r"^scenario:", re.MULTILINE)
@@ -98,7 +99,7 @@ class Front:
         self.progress = progress
         self.session: HarnessSession | None = None
         self.interrupted = False
-        self.selected: int | None = None
+        self.selected: list[Scenario] = []
 
     @property
     def finished(self) -> list[dict[str, Any]]:
@@ -121,7 +122,7 @@ class Front:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """What is going to run; with ``-j`` only the workers know."""
-        self.selected = len(session.items)
+        self.selected = [item.scenario for item in session.items if isinstance(item, ScenarioItem)]
 
     def pytest_keyboard_interrupt(self) -> None:
         """Ctrl-C or SIGTERM."""
@@ -134,12 +135,14 @@ class ScenarioFile(pytest.File):
     def collect(self) -> Iterable[ScenarioItem]:
         """Load the file."""
         workspace = self.config.stash[_SESSION].workspace
-        for scenario in load_file(self.path, workspace.catalogue, root=scenario_root(self.path)):
+        for scenario in workspace.load_file(self.path):
             name = Path(scenario.id).name
             item: ScenarioItem = ScenarioItem.from_parent(self, name=name, scenario=scenario)
             for tag in {*scenario.tags, scenario.feature}:
                 self.config.addinivalue_line("markers", f"{tag}: scenarios with this tag")
                 item.add_marker(tag)
+            if self.config.pluginmanager.hasplugin("xdist"):
+                item.add_marker(pytest.mark.xdist_group(_machine_of(scenario)))
             yield item
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:  # noqa: ARG002
@@ -147,6 +150,15 @@ class ScenarioFile(pytest.File):
         if isinstance(excinfo.value, ScenarioError):
             return str(excinfo.value)
         return super().repr_failure(excinfo)
+
+
+def _machine_of(scenario: Scenario) -> str:
+    """What scenarios have in common that boot the same machine.
+
+    With xdist's ``--dist loadgroup`` one worker runs them all, and the first saves the machine for the others.
+    """
+    described = json.dumps(scenario.boot.model_dump(), sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()[:8]
 
 
 class ScenarioItem(pytest.Item):
@@ -207,8 +219,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         dest="harness_under_test",
         action="append",
         default=[],
-        metavar="COMPONENT=FILE",
-        help="load this module instead of the recipe's own",
+        metavar="COMPONENT=SOURCE",
+        help="test this in place of the recipe's own: a built file, a patch, a source tree",
     )
 
 
@@ -273,7 +285,7 @@ class Gather:
             self._recorded.add(report.nodeid)
         elif report.failed and report.nodeid not in self._recorded and ".yaml::" in report.nodeid:
             # xdist tells so of a worker that was killed, and only that.
-            self._session.record_lost(report.nodeid.rpartition("::")[2], str(report.longrepr))
+            self._session.record_lost(report.nodeid.rpartition("::")[2].partition("@")[0], str(report.longrepr))
             self._recorded.add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:

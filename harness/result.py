@@ -25,9 +25,10 @@ class Verdict(StrEnum):
 @dataclass(slots=True)
 class Seconds:
     """Where the time went. ``boot`` ends when the guest is up, ``first_command`` when it takes commands;
-    both count from QEMU's start."""
+    both count from QEMU's start. ``wait`` is for room on the host."""
 
     build: float = 0.0
+    wait: float = 0.0
     boot: float = 0.0
     first_command: float = 0.0
     load: float = 0.0
@@ -79,11 +80,25 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class UnderTest:
-    """A component that was put in place of the recipe's own."""
+    """A component that was put in place of the recipe's own.
+
+    :param kind: ``file``, ``patches`` or ``tree``.
+    :param source: files or directory, as the user named them.
+    :param source_sha256: of the file, or of the patches; empty for a tree.
+    :param sha256: of what was booted or loaded: what was built of the source.
+    :param describe: what ``git describe`` says of the tree; empty where it is none of git's.
+    :param version: a module's vermagic, a kernel's release, or a hypervisor's version.
+    :param replaced: what it took the place of.
+    """
 
     component: str
+    kind: str
     source: str
+    source_sha256: str
     sha256: str
+    describe: str
+    version: str
+    replaced: str
 
 
 @dataclass(slots=True)

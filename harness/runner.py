@@ -27,10 +27,11 @@ from harness.machine.health import ProvokedCrash
 from harness.machine.saved import SavedMachines
 from harness.machine.spec import Profile
 from harness.oops import Blame, Report
-from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, UnderTest, Verdict, write_json
+from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, Verdict, write_json
 from harness.scenario.model import Scenario, Step
 from harness.steps.base import Context, Verb
 from harness.testbed import Testbed
+from harness.under_test import components_of, recorded
 
 #: Of an unexpected exception's text, shown in the reason; the whole of it is in its file.
 _SAID_CHARS = 400
@@ -54,7 +55,7 @@ class Observer(Protocol):
     """Who is told how a run goes."""
 
     def phase(self, scenario: Scenario, phase: str) -> None:
-        """A scenario entered a phase: ``build``, ``boot``, ``load``, ``drive``, ``assert``, ``teardown``."""
+        """A scenario entered a phase: ``build``, ``wait``, ``boot``, ``load``, ``drive``, ``assert``, ``teardown``."""
 
     def step(self, scenario: Scenario, number: int, step: Step) -> None:
         """A step of ``drive`` begins; numbers count from 1."""
@@ -68,6 +69,7 @@ class Settings:
     :param results: directory under which each scenario gets one of its own.
     :param saved: saved machines that scenarios go on from; None boots each cold.
     :param keep: whose logs stay; results and evidence always do.
+    :param fail_fast: end a scenario at the first assertion that its evidence so far refutes; the others stay unjudged.
     """
 
     images: Images
@@ -78,6 +80,7 @@ class Settings:
     saved: SavedMachines | None = None
     overrides: Mapping[str, Override] = field(default_factory=dict)
     keep: Literal["never", "failed", "always"] = "always"
+    fail_fast: bool = False
 
 
 class Runner:
@@ -105,20 +108,19 @@ class Runner:
         return result
 
     def _attempt(self, scenario: Scenario, retried: str | None) -> ScenarioResult:
-        suffix = "" if retried is None else "-retry"
-        directory = _free_directory(self._settings.results, scenario.id.replace("/", "-") + suffix)
+        name = scenario.id.replace("/", "-") + ("" if retried is None else "-retry")
         result = ScenarioResult(
             id=scenario.id,
             title=scenario.title,
             feature=scenario.feature,
             tags=scenario.tags,
             matrix=dict(scenario.matrix),
-            results=directory,
+            results=self._settings.results / name,
             assertions=len(scenario.assertions),
         )
         try:
-            directory.mkdir(parents=True)
-            (directory / "scenario.yaml").write_text(strict_yaml.dump(dict(scenario.resolved)), encoding="utf-8")
+            result.results = new_directory(self._settings.results, name)
+            (result.results / "scenario.yaml").write_text(strict_yaml.dump(dict(scenario.resolved)), encoding="utf-8")
         except OSError as error:
             result.reason = _unwritable(result.results, error)
             return result
@@ -126,10 +128,18 @@ class Runner:
         return result
 
 
-def _free_directory(parent: Path, name: str) -> Path:
-    """A name that no earlier run has used: nothing is overwritten."""
+def new_directory(parent: Path, name: str) -> Path:
+    """Make a directory whose name no other run has, an earlier one or one at the same time: nothing is overwritten.
+
+    :raises OSError: it cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(path for path in (parent / name for name in names) if not path.exists())
+    for path in (parent / name for name in names):
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("names do not run out")
 
 
 class _Run:
@@ -229,7 +239,7 @@ class _Run:
         profile = self._settings.profiles[self._scenario.boot.machine]
         accelerator = self._settings.accelerator(profile.arch)
         self._result.accel = {"used": accelerator.name, "why": accelerator.why}
-        used = {item.module for item in self._scenario.load}
+        used = components_of(self._scenario, profile)
         overrides = {name: item for name, item in self._settings.overrides.items() if name in used}
         return Testbed(
             self._scenario,
@@ -257,13 +267,14 @@ class _Run:
     def _phases(self, testbed: Testbed) -> None:
         with self._phase("build"):
             testbed.prepare()
-            self._result.under_test = [
-                UnderTest(item.component, str(item.source), item.sha256) for item in testbed.overrides.values()
-            ]
-        with self._phase("boot"), _explained(testbed):
+            self._result.under_test = [recorded(tested) for tested in testbed.tested]
+        started = time.monotonic()
+        testbed.await_room(lambda: self._observer.phase(self._scenario, "wait"))
+        self._result.seconds.wait = time.monotonic() - started
+        with self._phase("boot"), explained(testbed):
             testbed.boot()
         self._result.start = testbed.start
-        with self._phase("load"), _explained(testbed):
+        with self._phase("load"), explained(testbed):
             loaded = testbed.load()
         for module in loaded:
             self._result.versions[f"module {module.module}"] = module.build_id or "loaded"
@@ -273,10 +284,12 @@ class _Run:
             for number, step in enumerate(self._scenario.drive, 1):
                 self._observer.step(self._scenario, number, step)
                 try:
-                    with _explained(testbed, f"in {step.key} (line {step.line})"):
+                    with explained(testbed, f"in {step.key} (line {step.line})"):
                         self._drive(context, step)
                 except ProvokedCrash as end:
                     self._accept(end, step, last=number == len(self._scenario.drive))
+                if self._settings.fail_fast and self._refuted(so_far=True):
+                    break
         with self._phase("assert"):
             self._judge()
 
@@ -307,12 +320,17 @@ class _Run:
             end.hint = f"a step that ends the machine leaves no evidence: nothing can be asserted on {step.name}"
             raise end
 
+    def _refuted(self, *, so_far: bool) -> list[FailedAssertion]:
+        """The assertions that do not hold: of all, or of those whose evidence is there."""
+        evidence = self._result.evidence
+        judged = [item for item in self._scenario.assertions if not so_far or set(item.roots) <= set(evidence)]
+        verdicts = [item.judge(evidence) for item in judged]
+        return [FailedAssertion(item.expression, item.values, item.error) for item in verdicts if not item.holds]
+
     def _judge(self) -> None:
         result = self._result
-        for assertion in self._scenario.assertions:
-            verdict = assertion.judge(result.evidence)
-            if not verdict.holds:
-                result.failed_assertions.append(FailedAssertion(verdict.expression, verdict.values, verdict.error))
+        early = self._refuted(so_far=True) if self._settings.fail_fast else []
+        result.failed_assertions += early or self._refuted(so_far=False)
         result.verdict = Verdict.FAIL if result.failed_assertions else Verdict.PASS
         self._judged = True
         if result.failed_assertions:
@@ -366,7 +384,7 @@ class _Run:
 
 
 @contextmanager
-def _explained(testbed: Testbed, where: str | None = None) -> Iterator[None]:
+def explained(testbed: Testbed, where: str | None = None) -> Iterator[None]:
     """Let an error say what is behind it, and where it came up."""
     try:
         yield

@@ -10,12 +10,17 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.deadline import Deadline
-from harness.guest.terminal import join, window
+from harness.errors import LostConnection
+from harness.guest.terminal import End, join, window
 from harness.machine.accel import Request
 from harness.machine.machine import Machine
+from harness.runner import explained, new_directory
 from harness.scenario.model import Scenario
 from harness.testbed import Testbed
 from harness.workspace import Workspace
+
+#: How long a shell may take to start, and a console may be silent after a script's input; longer under emulation.
+_PATIENCE_S = 15.0
 
 
 def open_shell(
@@ -35,25 +40,32 @@ def open_shell(
     profile = workspace.profiles[scenario.boot.machine]
     overrides = workspace.overrides(under_test)
     accelerator = workspace.accelerator(accel, profile.arch)
-    results = Path("results").absolute() / f"shell-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    results.mkdir(parents=True, exist_ok=True)
+    results = new_directory(Path("results").absolute(), f"shell-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
     console.print(f"{scenario.id}: booting under {accelerator.name} ({accelerator.why})", markup=False, soft_wrap=True)
-    with Testbed(scenario, profile, workspace.images, accelerator, results, overrides) as testbed:
+    with Testbed(scenario, profile, workspace.images, accelerator, results, overrides, workspace.saved) as testbed:
         testbed.prepare()
-        testbed.boot()
-        for module in testbed.load():
-            console.print(f"loaded {module.module} in {module.layer}", markup=False)
-        _say_how(console, testbed.machine, testbed.scratch, results)
-        if on_console:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-                stream.connect(str(testbed.machine.console_socket))
-                join(stream, testbed.machine.check)
-        else:
-            channel = testbed.machine.ssh(Deadline.after(30, "a shell")).open_shell(
-                window() if sys.stdin.isatty() else None
-            )
-            join(channel, testbed.machine.check)
+        testbed.await_room(lambda: console.print("waiting for other machines to end"))
+        with explained(testbed):
+            testbed.boot()
+            for module in testbed.load():
+                console.print(f"loaded {module.module} in {module.layer}", markup=False)
+            _say_how(console, testbed.machine, testbed.scratch, results)
+            if _join(testbed.machine, on_console=on_console) is End.BROKEN:
+                what = "console's" if on_console else "SSH"
+                raise LostConnection(f"the {what} connection broke", layer=testbed.machine.layer)
     console.print("the machine is gone; its logs are in", results, markup=False, soft_wrap=True)
+
+
+def _join(machine: Machine, *, on_console: bool) -> End:
+    """Join the person's terminal to the machine's console, or to a shell in it."""
+    patience_s = _PATIENCE_S * machine.time_factor
+    if on_console:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+            stream.connect(str(machine.console_socket))
+            return join(stream, machine.check, patience_s=patience_s)
+    size = window() if sys.stdin.isatty() else None
+    channel = machine.ssh(Deadline.after(patience_s, "a shell")).open_shell(size)
+    return join(channel, machine.check, patience_s=patience_s)
 
 
 def _say_how(console: Console, machine: Machine, scratch: Path, results: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.guest.xen import Domain, DomainPlan
 from harness.images import Images, Kernel
-from harness.images.under_test import Override, override_segment
+from harness.images.under_test import KERNEL, XEN, Candidate, Override
 from harness.machine.accel import Accelerator
+from harness.machine.admission import admitted, host_capacity, need_of
 from harness.machine.domain_console import DomainConsole
 from harness.machine.initrd import DOMAIN_INITRD, DOMAIN_KERNEL, DomainFiles
 from harness.machine.machine import BootFiles, Machine, Timings
@@ -26,8 +26,11 @@ from harness.machine.saved import Key, SavedMachines
 from harness.machine.scratch import scratch_directory
 from harness.machine.spec import Plan, Profile
 from harness.oops import Report
+from harness.places import cache_root
+from harness.regex import compiled
 from harness.scenario.model import Domain as DomainWishes
 from harness.scenario.model import ModuleLoad, Scenario
+from harness.under_test import Candidates
 
 _LOAD_TIMEOUT_S = 20
 #: What takes less is done again sooner than a machine is saved and taken up.
@@ -76,13 +79,15 @@ class Testbed:
         self._images = images
         self.overrides = overrides
         self._stack = ExitStack()
+        self._candidates: list[Candidates] = []
         self.domains: dict[str, Domain] = {}
         self._scratch: Path | None = None
         self._machine: Machine | None = None
         self._saved = None if scenario.boot.fresh else saved
         self._loaded: list[LoadedModule] | None = None
+        self._domains_s = 0.0
         self.start = "cold"
-        self._tolerated = [(rule.layer, re.compile(rule.title)) for rule in scenario.allow_crash]
+        self._tolerated = [(rule.layer, compiled(rule.title)) for rule in scenario.allow_crash]
 
     def __enter__(self) -> Self:
         self._scratch = self._stack.enter_context(scratch_directory())
@@ -116,6 +121,12 @@ class Testbed:
         return self._scratch
 
     @property
+    def tested(self) -> list[Candidate]:
+        """The components under test, as they were booted or loaded."""
+        every = {item.override.component: item for candidates in self._candidates for item in candidates.all}
+        return list(every.values())
+
+    @property
     def machine(self) -> Machine:
         """The booted machine."""
         if self._machine is None:
@@ -141,12 +152,14 @@ class Testbed:
             devices=boot.devices,
             cpu=boot.cpu,
         )
-        self.versions["kernel"] = kernel.release
+        files = self._boot_files(kernel)
+        self.versions["kernel"] = self._candidates[0].release
         self.versions.update(self._images.hashes(kernel, profile.rootfs, profile.arch))
+        self.versions.update(self._candidates[0].kernel_sha256)
         self._machine = self._stack.enter_context(
             Machine(
                 plan,
-                self._boot_files(kernel),
+                files,
                 self.accelerator,
                 results=self.results,
                 scratch=self.scratch,
@@ -157,31 +170,47 @@ class Testbed:
             self._add_domain(self._machine, name, wishes)
         write_repro(self.results / "repro.sh", self._machine)
 
+    def await_room(self, on_wait: Callable[[], None]) -> None:
+        """Wait until this host has room for one more machine.
+
+        :param on_wait: called once when there is none yet.
+        """
+        need = need_of(self.machine.plan, self.accelerator.name)
+        self._stack.enter_context(admitted(cache_root() / "admission", need, host_capacity(), on_wait))
+
     def _boot_files(self, kernel: Kernel) -> BootFiles:
         boot, profile, xen = self.scenario.boot, self.profile, self.profile.hypervisor
         rootfs = self._images.rootfs(profile.rootfs, profile.arch)
+        name = None if xen is None else boot.hypervisor or xen.names[0]
         own = {item.module for item in self.scenario.load if item.layer == profile.layer}
-        segments = [rootfs]
+        main = self._add_candidates(kernel, profile.early_modules, own, hypervisor=name)
         if xen is None:
-            return BootFiles(kernel.image, (*segments, *self._modules(kernel, profile.early_modules, own, "override")))
-        hypervisor = self._images.hypervisor(boot.hypervisor or xen.names[0], profile.arch)
-        self.versions["hypervisor"] = f"{hypervisor.name} {hypervisor.version}"
-        segments += [self._images.rootfs(xen.tools, profile.arch)]
-        segments += self._modules(kernel, profile.early_modules, own, "override")
+            return BootFiles(main.kernel_image, (rootfs, main.segment))
+        hypervisor, version = main.hypervisor
+        self.versions["hypervisor"] = f"{name} {version}"
+        segments = (rootfs, self._images.rootfs(xen.tools, profile.arch), main.segment)
         domain = None
         if boot.domains:
             theirs = {item.module for item in self.scenario.load if item.layer != profile.layer}
-            domain = DomainFiles(kernel.image, (rootfs, *self._modules(kernel, [], theirs, "override-domains")))
-        return BootFiles(kernel.image, tuple(segments), hypervisor.image, domain)
+            domains = self._add_candidates(kernel, (), theirs, late=False)
+            domain = DomainFiles(domains.kernel_image, (rootfs, domains.segment))
+        return BootFiles(main.kernel_image, segments, hypervisor, domain)
 
-    def _modules(self, kernel: Kernel, early: Sequence[str], wanted: Set[str], name: str) -> list[Path]:
-        """The segments with modules of one kind of guest: the recipes' own, then those under test."""
-        segments = [self._images.segment(kernel, early, sorted(wanted))]
-        overrides = {module: item for module, item in self.overrides.items() if module in wanted}
-        if overrides:
-            target = self.scratch / f"{name}.cpio"
-            segments.append(override_segment(overrides, self.profile.arch, kernel.release, target))
-        return segments
+    def _add_candidates(
+        self,
+        kernel: Kernel,
+        early: Sequence[str],
+        modules: Set[str],
+        *,
+        hypervisor: str | None = None,
+        late: bool = True,
+    ) -> Candidates:
+        """What one kind of guest boots and loads: the machine's own first, then the domains."""
+        used = {KERNEL, *modules} | ({XEN} if hypervisor else set())
+        overrides = {name: item for name, item in self.overrides.items() if name in used}
+        candidates = Candidates(self._images, overrides, kernel, early, sorted(modules), hypervisor, late=late)
+        self._candidates.append(candidates)
+        return candidates
 
     def _add_domain(self, machine: Machine, name: str, wishes: DomainWishes) -> None:
         """A domain that is to be created, or runs already where a saved machine goes on."""
@@ -207,7 +236,9 @@ class Testbed:
             self._save(self._stage_booted, self.timings.first_command)
         self.versions["qemu"] = self.machine.monitor.qemu_version()
         if self._loaded is None:
+            started = time.monotonic()
             self.create_domains()
+            self._domains_s = time.monotonic() - started
 
     def create_domains(self) -> None:
         """Create the scenario's domains and wait until they answer.
@@ -226,7 +257,7 @@ class Testbed:
         if self._loaded is None:
             started = time.monotonic()
             self._loaded = [self.load_module(item.layer, item.module, item.parameters) for item in self._load_now]
-            self._save(self._stage_loaded, time.monotonic() - started)
+            self._save(self._stage_loaded, self._domains_s + time.monotonic() - started)
         return self._loaded
 
     @property
@@ -239,7 +270,10 @@ class Testbed:
         :raises CommandFailed: when the kernel refuses it; its log says why.
         """
         deadline = Deadline.after(_LOAD_TIMEOUT_S * self.machine.time_factor, f"module {module} to load")
+        candidates = self._candidates[-1 if layer in self.domains else 0]
+        candidates.bring(self.machine, module, deadline)
         answer = self.call("modules.load", layer=layer, deadline=deadline, name=module, parameters=dict(parameters))
+        candidates.check_loaded(module, answer["build_id"])
         return LoadedModule(layer, module, tuple(answer["order"]), answer["build_id"])
 
     def call(self, function: str, *, layer: str | None, deadline: Deadline, **arguments: Any) -> Any:
@@ -256,10 +290,11 @@ class Testbed:
 
     @property
     def _stage_loaded(self) -> dict[str, Any]:
-        domains = {name: asdict(domain.plan) for name, domain in self.domains.items()}
+        late = self._candidates[0].fingerprint() if self._candidates else {}
         return {
-            "domains": domains,
+            "domains": {name: asdict(domain.plan) for name, domain in self.domains.items()},
             "load": [[item.layer, item.module, dict(item.parameters)] for item in self._load_now],
+            **({"under_test": late} if late else {}),
         }
 
     def _take_up(self, stage: dict[str, Any]) -> bool:

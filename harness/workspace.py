@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harness.errors import HostError, Problem
+from harness.errors import HarnessError, HostError, Problem
 from harness.images import Images, Recipes, Store
-from harness.images.under_test import Override, parse_overrides
+from harness.images.under_test import KERNEL, XEN, Override, check_used, parse_overrides
 from harness.machine.accel import Accelerator, KvmJudge, Request, choose, host_architecture
 from harness.machine.machine import BootFiles, Machine
 from harness.machine.profiles import describe, load_profiles
@@ -18,9 +18,10 @@ from harness.machine.saved import SavedMachines
 from harness.machine.scratch import scratch_directory, sweep
 from harness.machine.spec import Plan, Profile
 from harness.progress import Progress
-from harness.scenario.load import load_paths
+from harness.scenario.load import load_file, load_paths
 from harness.scenario.model import Catalogue, Scenario
 from harness.steps.base import Verb, find_features, find_verbs
+from harness.under_test import Candidates, components_of
 
 
 def scenario_root(path: Path) -> Path:
@@ -36,6 +37,7 @@ class Workspace:
     """Everything that does not depend on which scenarios run. Built lazily: ``check`` needs no store."""
 
     progress: Progress
+    _read: dict[tuple[Path, Path], list[Scenario]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def recipes(self) -> Recipes:
@@ -82,21 +84,59 @@ class Workspace:
         scenarios: list[Scenario] = []
         problems: list[Problem] = []
         for path in paths:
-            found, wrong = load_paths([path], self.catalogue, scenario_root(path))
+            found, wrong = load_paths([path], partial(self.load_file, root=scenario_root(path)))
             scenarios += found
             problems += wrong
         return scenarios, problems
 
-    def prepare(self, scenarios: Iterable[Scenario]) -> None:
-        """Have every image that the scenarios boot, building what is missing."""
-        for scenario in scenarios:
-            boot = scenario.boot
-            self.build_profile(self.profiles[boot.machine], boot.kernel, boot.hypervisor)
+    def load_file(self, path: Path, root: Path | None = None) -> list[Scenario]:
+        """The scenarios of one file, read once in a session.
 
-    def build_profile(self, profile: Profile, kernel: str | None = None, hypervisor: str | None = None) -> None:
-        """Have what a profile boots: one kernel and one hypervisor, or all that it can boot."""
+        :param root: see :func:`harness.scenario.load.load_file`; by default what is right for this file alone.
+        :raises ScenarioError: see there.
+        """
+        known = (path.absolute(), root or scenario_root(path))
+        if known not in self._read:
+            self._read[known] = load_file(path, self.catalogue, root=known[1])
+        return self._read[known]
+
+    def prepare(
+        self, scenarios: Iterable[Scenario], overrides: Mapping[str, Override] | None = None
+    ) -> dict[str, HarnessError]:
+        """Have every image that the scenarios boot, and what is under test, building what is missing.
+
+        :return: for each scenario that has none, by its id, why: an archive may lack one architecture only.
+        """
+        users: dict[tuple[str, str, str | None, frozenset[str]], list[str]] = {}
+        for scenario in scenarios:
+            machine = scenario.boot.machine
+            profile = self.profiles[machine]
+            kernel = scenario.boot.kernel or profile.kernels[0]
+            hypervisor = scenario.boot.hypervisor or (profile.hypervisor.names[0] if profile.hypervisor else None)
+            used = self.components_of(scenario) & frozenset(overrides or ())
+            users.setdefault((machine, kernel, hypervisor, used), []).append(scenario.id)
+        refused: dict[str, HarnessError] = {}
+        for (machine, kernel, hypervisor, used), ids in users.items():
+            profile = self.profiles[machine]
+            try:
+                self.build_profile(profile, kernel, hypervisor)
+                if mine := {name: item for name, item in (overrides or {}).items() if name in used}:
+                    stock = self.images.kernel(kernel, profile.arch)
+                    Candidates(self.images, mine, stock, (), (), hypervisor).build()
+            except HarnessError as error:
+                refused.update(dict.fromkeys(ids, error))
+        return refused
+
+    def build_profile(
+        self, profile: Profile, kernel: str | None = None, hypervisor: str | None = None, *, anew: bool = False
+    ) -> None:
+        """Have what a profile boots: one kernel and one hypervisor, or all that it can boot.
+
+        :param anew: take the kernels that the archive has now.
+        :raises HostError: one of them cannot be built.
+        """
         for name in [kernel] if kernel else profile.kernels:
-            self.images.kernel(name, profile.arch)
+            self.images.kernel(name, profile.arch, anew=anew)
         self.images.rootfs(profile.rootfs, profile.arch)
         if profile.hypervisor is not None:
             self.images.rootfs(profile.hypervisor.tools, profile.arch)
@@ -105,7 +145,25 @@ class Workspace:
 
     def overrides(self, values: Iterable[str]) -> dict[str, Override]:
         """``--under-test`` options, read."""
-        return parse_overrides(values, self.catalogue.modules)
+        return parse_overrides(values, self.components)
+
+    @property
+    def components(self) -> frozenset[str]:
+        """What can be put under test."""
+        return frozenset({KERNEL, XEN, *self.catalogue.modules})
+
+    def check_used(self, overrides: Collection[str], scenarios: Iterable[Scenario]) -> None:
+        """Refuse to test what none of the scenarios uses; raises :class:`UsageError`."""
+        check_used(overrides, {name for item in scenarios for name in self.components_of(item)})
+
+    def can_build(self, component: str, scenario: Scenario) -> bool:
+        """Whether a scenario uses a component that can be built from patches for its machine."""
+        arch = self.profiles[scenario.boot.machine].arch
+        return component in self.components_of(scenario) and self.images.builds(component, arch)
+
+    def components_of(self, scenario: Scenario) -> frozenset[str]:
+        """What a scenario uses that can be put under test."""
+        return components_of(scenario, self.profiles[scenario.boot.machine])
 
     @cached_property
     def kvm(self) -> KvmJudge:

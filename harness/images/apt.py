@@ -28,6 +28,7 @@ MIRROR_VARIABLE = "HARNESS_DEBIAN_MIRROR"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _CODENAMES = "bullseye|bookworm|trixie|forky|duke|sid|oldstable|stable|testing|unstable"
 _UNAVAILABLE = re.compile(r"Unable to locate package (\S+)|Package '?([^\s']+)'? has no installation candidate")
+_NO_VERSION = re.compile(r"Version '([^']+)' for '([^']+)' was not found")
 _INDEX_URI = re.compile(rf"'(?P<base>[^']+?)/dists/(?:{_CODENAMES})/main/binary-[^/']+/Packages")
 _PRINTED_URI = re.compile(
     r"'[^']+' (?P<file>(?P<name>[^_]+)_(?P<version>[^_]+)_(?P<arch>[^_]+)\.deb) (?P<size>\d+) SHA256:(?P<sha256>\w{64})"
@@ -84,6 +85,10 @@ class Deb:
     sha256: str
 
 
+class NotInArchive(HostError):
+    """The archive has no such package, or not in that version."""
+
+
 class Apt:
     """A private apt root for one suite, and one architecture or the sources.
 
@@ -137,13 +142,7 @@ class Apt:
 
     def _fetch_source(self, package: str, deadline: Deadline) -> list[tuple[Deb, Path]]:
         listed = self._get(deadline, "source", "--print-uris", "--only-source", "-qq", "--", package)
-        files = [
-            Deb(match["name"], match["version"], "source", match["file"], int(match["size"]), match["sha256"])
-            for match in _PRINTED_SOURCE.finditer(listed)
-        ]
-        if sorted(".orig." in file.file for file in files) != [False, True]:
-            raise HostError(f"source package {package} is not one archive and Debian's changes to it")
-        files.sort(key=lambda file: ".orig." not in file.file)
+        files = parse_sources(listed)
         with held(self._debs / ".lock", deadline):
             if not all(self._intact(file) for file in files):
                 self._progress.phase(f"fetching the source of {package}")
@@ -262,12 +261,15 @@ class Apt:
 
     def _unavailable(self, error: HostError, deadline: Deadline) -> HostError:
         """The same error, with the nearest names when it is about a package that does not exist."""
-        match = _UNAVAILABLE.search("\n".join(error.tail))
+        said = "\n".join(error.tail)
+        if match := _NO_VERSION.search(said):
+            return NotInArchive(f"Debian {self._suite} has no {match[2]} {match[1]} for {self._arch}")
+        match = _UNAVAILABLE.search(said)
         if match is None:
             return error
         name = match[1] or match[2]
         known = tools.run(["apt-cache", "pkgnames"], hint="", deadline=deadline, env=self._environment)
-        return HostError(
+        return NotInArchive(
             f"Debian {self._suite} has no package {name} for {self._arch}",
             hint=did_you_mean(name, known.split()) or "see the recipe's list of packages",
         )
@@ -343,6 +345,20 @@ def parse_uris(printed: str) -> list[Deb]:
         )
         for match in _PRINTED_URI.finditer(printed)
     ]
+
+
+def parse_sources(printed: str) -> list[Deb]:
+    """The two archives of a source package that ``apt-get source --print-uris`` lists, the authors' first.
+
+    :raises HostError: it is in another format.
+    """
+    files = [
+        Deb(match["name"], match["version"], "source", match["file"], int(match["size"]), match["sha256"])
+        for match in _PRINTED_SOURCE.finditer(printed)
+    ]
+    if sorted(".orig." in file.file for file in files) != [False, True]:
+        raise HostError("the source package is not one archive and Debian's changes to it")
+    return sorted(files, key=lambda file: ".orig." not in file.file)
 
 
 def mirror(deadline: Deadline) -> str:

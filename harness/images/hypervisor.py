@@ -12,6 +12,7 @@ from harness.deadline import Deadline
 from harness.errors import BuildFailed, HostError
 from harness.images import debs
 from harness.images.compressed import decompressed
+from harness.images.incremental import needs_configuring
 from harness.images.toolchain import BUILD, Toolchain
 
 PACKAGES = ("xen-hypervisor-[0-9]*",)
@@ -57,6 +58,7 @@ def unpack_source(toolchain: Toolchain, archives: Sequence[Path], build: Path, d
         toolchain.run(["tar", "-x", "--strip-components", strip, "-f", BUILD / archive.name], build, deadline)
         (build / archive.name).unlink()
     toolchain.run(["dpkg-source", "--before-build", BUILD], build, deadline)
+    shutil.rmtree(build / ".pc")  # what the patches have changed, as it was
 
 
 def build(
@@ -68,10 +70,14 @@ def build(
     :param arch: as Xen calls it.
     :raises BuildFailed: it does not compile, or an option did not take.
     """
+    if not (source / "xen" / "Makefile").is_file():
+        raise BuildFailed(f"{name}: the source tree has no xen/Makefile", hint="name the top of Xen's source tree")
     config = source / "xen" / ".config"
-    config.write_text("".join(f"CONFIG_{option}={value}\n" for option, value in options.items()))
+    wanted = "".join(f"CONFIG_{option}={value}\n" for option, value in options.items())
     arguments: list[str | Path] = ["-C", BUILD / "xen", f"XEN_TARGET_ARCH={arch}"]
-    toolchain.make([*arguments, "olddefconfig"], source, deadline, what=f"the configuration of {name}")
+    if needs_configuring(config, wanted):
+        config.write_text(wanted)
+        toolchain.make([*arguments, "olddefconfig"], source, deadline, what=f"the configuration of {name}")
     lost = lost_options(options, config.read_text())
     if lost:
         raise BuildFailed(

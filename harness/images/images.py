@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 
 from harness.deadline import Deadline
+from harness.errors import HostError
 from harness.images import cpio, debs
 from harness.images.apt import mirror
 from harness.images.arch import Arch, host_arch
 from harness.images.archive import Archive, manifest_packages
-from harness.images.kernel import MODULES, Hypervisor, Kernel, boot_image, unpack_kernel
-from harness.images.modules import Modules, segment
+from harness.images.compressed import decompressed
+from harness.images.incremental import described
+from harness.images.kernel import (
+    FORMATS,
+    IMAGE,
+    MODULES,
+    XEN,
+    Hypervisor,
+    Kernel,
+    boot_image,
+    bzimage_payload,
+    unpack_kernel,
+)
+from harness.images.modules import Modules, builtin_tree, depends, module_name, segment
 from harness.images.recipe import Recipes, RootfsRecipe, kernel_inputs, rootfs_inputs
 from harness.images.rootfs import finish, root_tree
 from harness.images.store import Built, Entry, Store
+from harness.images.under_test import KERNEL as UNDER_TEST_KERNEL
+from harness.images.under_test import XEN as UNDER_TEST_XEN
+from harness.images.under_test import (
+    Candidate,
+    Override,
+    check_arch,
+    check_module,
+    kernel_release,
+    vermagic_of,
+)
 from harness.images.workshop import KO, Workshop
 from harness.progress import Progress
 
 # Counted up when what is built from the same inputs changes, so that stores forget what older builders made.
 _KERNEL_FORMAT = 1
 _ROOTFS_FORMAT = 1
-_SEGMENT_FORMAT = 1
+_SEGMENT_FORMAT = 2
+_GIVEN_FORMAT = 1
 
 _CPIO = "rootfs.cpio"
 _SEGMENT = "modules.cpio"
+_GIVEN = "given"
 
 
 class Images:
@@ -41,14 +69,16 @@ class Images:
         self._progress = progress
         self._archive = Archive(store.root, progress)
         self._workshop = Workshop(recipes, store, self._archive, progress)
+        self._refused: dict[tuple[str, str, Arch], HostError] = {}
 
-    def kernel(self, name: str, arch: Arch) -> Kernel:
+    def kernel(self, name: str, arch: Arch, *, anew: bool = False) -> Kernel:
         """A kernel, by its recipe's name.
 
+        :param anew: take what the archive has now, even if there is one.
         :raises HostError: it cannot be built.
         :raises ScenarioError: its recipe is wrong.
         """
-        entry = self._kernel_entry(name, arch, boot_image(arch))
+        entry = self._kernel_entry(name, arch, boot_image(arch), anew=anew)
         return Kernel(name, arch, entry.facts["release"], entry)
 
     def rootfs(self, name: str, arch: Arch) -> Path:
@@ -67,38 +97,143 @@ class Images:
         entry = self._workshop.hypervisor(name, arch)
         return Hypervisor(name, arch, entry.facts["version"], entry)
 
-    def segment(self, kernel: Kernel, early: Sequence[str], available: Sequence[str]) -> Path:
+    def builds(self, component: str, arch: Arch) -> bool:
+        """Whether there is a recipe that builds a component for an architecture from source."""
+        return component in (UNDER_TEST_KERNEL, UNDER_TEST_XEN) or self._workshop.builds(component, arch)
+
+    def tested_module(self, override: Override, kernel: Kernel) -> Candidate:
+        """A module under test, built if need be, and found to fit the kernel.
+
+        :raises BuildFailed: a patch does not apply, or it does not compile.
+        :raises HostError: it is for another kernel or architecture, or cannot be built here.
+        """
+        name = override.component
+        if override.kind == "file":
+            check_module(override.option, override.source, override.contents[0], kernel.arch, kernel.release)
+        entry = self._given(override, kernel.arch) or self._workshop.module(name, kernel, override)
+        file = _GIVEN if override.kind == "file" else KO
+        path = entry.path(file)
+        stock = f"module {name} of Debian's kernel {kernel.version}"
+        replaced = f"module {name} as its recipe builds it" if self._is_built(name) else stock
+        return self._tested(override, path, entry.files[file].sha256, vermagic_of(path.read_bytes()), replaced)
+
+    def tested_kernel(self, override: Override, kernel: Kernel) -> Candidate:
+        """A kernel under test; what is built is a small one. Raises as :meth:`tested_module`."""
+        if override.kind == "file":
+            check_arch(override.option, override.source, override.contents[0], kernel.arch)
+        entry = self._given(override, kernel.arch) or self._workshop.kernel(kernel, override)
+        file = _GIVEN if override.kind == "file" else IMAGE
+        path = entry.path(file)
+        replaced = f"Debian's kernel {kernel.version}"
+        return self._tested(override, path, entry.files[file].sha256, kernel_release(path.read_bytes()), replaced)
+
+    def tested_hypervisor(self, override: Override, name: str, arch: Arch) -> Candidate:
+        """A hypervisor under test, in the place of a recipe's; raises as :meth:`tested_module`."""
+        entry = self._given(override, arch) or self._workshop.hypervisor(name, arch, override)
+        file = _GIVEN if override.kind == "file" else XEN
+        path = entry.path(file)
+        if override.kind == "file":
+            check_arch(override.option, override.source, path.read_bytes(), arch)
+        version = entry.facts.get("version", "")
+        return self._tested(override, path, entry.files[file].sha256, version, f"hypervisor {name} of its recipe")
+
+    def _tested(self, override: Override, path: Path, sha256: str, version: str, replaced: str) -> Candidate:
+        tree = override.sources[0] if override.kind == "tree" else None
+        describe = described(tree, Deadline.after(30, "git to describe a tree")) if tree else ""
+        return Candidate(override, path, sha256, describe, version, replaced)
+
+    def _given(self, override: Override, arch: Arch) -> Entry | None:
+        """A built file of the user's, as it was read, without its compression; None where something must be built."""
+        if override.kind != "file":
+            return None
+        content = override.contents[0]
+
+        def build(directory: Path, deadline: Deadline) -> Built:
+            at, magic = FORMATS["bzImage"]
+            plain = bzimage_payload(content) if content[at : at + len(magic)] == magic else content
+            (directory / _GIVEN).write_bytes(decompressed(plain, override.source, directory, deadline))
+            return Built({_GIVEN: directory / _GIVEN})
+
+        inputs = {"format": _GIVEN_FORMAT, "sha256": override.sha256}
+        return self._store.get_or_build(
+            "under-test", override.component, arch, inputs, build, self._progress, need=[_GIVEN]
+        )
+
+    def segment(
+        self,
+        kernel: Kernel,
+        early: Sequence[str],
+        available: Sequence[str],
+        own: Mapping[str, Candidate] | None = None,
+    ) -> Path:
         """The cpio archive to append to an initramfs so that its init loads some modules, and finds others.
 
         :param early: modules that the init loads, in this order; built-in ones are skipped.
         :param available: modules that are loaded later, if at all. Those that their recipes build take the place of the
             kernel's own, also among the early ones.
+        :param own: modules under test, which take the place of either.
         :raises HostError: the kernel has no such module; the hint names one that it has.
         :raises BuildFailed: one does not compile.
         """
-        built = {name: self._workshop.module(name, kernel) for name in sorted(available) if self._is_built(name)}
+        return self._segment_entry(kernel, early, available, own or {}).path(_SEGMENT)
+
+    def can_come_late(self, kernel: Kernel, early: Sequence[str], available: Sequence[str], tested: Candidate) -> bool:
+        """Whether a module under test can be put into a guest that has booted without it.
+
+        So it can when nothing loads it at boot, and it needs nothing that the module in its place does not need.
+        """
+        index = json.loads(self._segment_entry(kernel, early, available, {}).facts["index"])
+        name = module_name(tested.override.component)
+        needed = set(depends(tested.path.read_bytes()))
+        return name not in index["early"] and needed <= set(index["chains"].get(tested.override.component, ()))
+
+    def builtin_segment(self, kernel: Kernel, early: Sequence[str], available: Sequence[str], release: str) -> Path:
+        """In place of :meth:`segment`, for a kernel of another release: it must have every module built in."""
+
+        def build(directory: Path, deadline: Deadline) -> Built:  # noqa: ARG001 (nothing to wait for)
+            with (directory / _SEGMENT).open("wb") as out:
+                cpio.pack(builtin_tree([*early, *available]), out)
+            return Built({_SEGMENT: directory / _SEGMENT})
+
+        inputs = {"format": _SEGMENT_FORMAT, "release": release, "builtin": sorted({*early, *available})}
+        entry = self._store.get_or_build(
+            "segment", kernel.name, kernel.arch, inputs, build, self._progress, need=[_SEGMENT]
+        )
+        return entry.path(_SEGMENT)
+
+    def _segment_entry(
+        self, kernel: Kernel, early: Sequence[str], available: Sequence[str], tested: Mapping[str, Candidate]
+    ) -> Entry:
+        names = [name for name in sorted(available) if name not in tested and self._is_built(name)]
+        built = {name: self._workshop.module(name, kernel) for name in names}
+        hashes = {name: entry.files[KO].sha256 for name, entry in built.items()}
+        hashes |= {name: item.sha256 for name, item in tested.items()}
         inputs = {
             "format": _SEGMENT_FORMAT,
             "modules": kernel.entry.files[MODULES].sha256,
             "early": list(early),
             "available": sorted(available),
         }
-        if built:
-            inputs["built"] = {name: entry.files[KO].sha256 for name, entry in built.items()}
+        if hashes:
+            inputs["built"] = hashes
 
         def build(directory: Path, deadline: Deadline) -> Built:
             whole = self._kernel_entry(kernel.name, kernel.arch, MODULES)
             own = {name: entry.path(KO) for name, entry in built.items()}
+            own |= {name: item.path for name, item in tested.items()}
             modules = Modules(whole.path(MODULES), directory, deadline, own)
             target = directory / _SEGMENT
             with target.open("wb") as out:
                 cpio.pack(segment(modules, early, available), out)
-            return Built({_SEGMENT: target}, whole.packages, {"release": kernel.release})
+            index = {
+                "early": modules.closure(early),
+                "chains": {name: modules.closure([name]) for name in available},
+            }
+            return Built({_SEGMENT: target}, whole.packages, {"release": kernel.release, "index": json.dumps(index)})
 
-        entry = self._store.get_or_build(
+        return self._store.get_or_build(
             "segment", kernel.name, kernel.arch, inputs, build, self._progress, need=[_SEGMENT]
         )
-        return entry.path(_SEGMENT)
 
     def hashes(self, kernel: Kernel, rootfs: str, arch: Arch) -> dict[str, str]:
         """The SHA-256 of what a machine boots: ``kernel_sha256`` and ``rootfs_sha256``."""
@@ -118,7 +253,7 @@ class Images:
         """Whether a module's recipe builds it. What has no recipe is in the kernel's package."""
         return module in self._recipes.names("modules") and self._recipes.module(module).source == "build"
 
-    def _kernel_entry(self, name: str, arch: Arch, need: str) -> Entry:
+    def _kernel_entry(self, name: str, arch: Arch, need: str, *, anew: bool = False) -> Entry:
         recipe = self._recipes.kernel(name)
         packages = recipe.packages(arch, name)
 
@@ -129,7 +264,8 @@ class Images:
             return Built({file: directory / file for file in files}, manifest_packages(wanted), {"release": release})
 
         inputs = {"format": _KERNEL_FORMAT, "recipe": kernel_inputs(recipe, packages)}
-        return self._store.get_or_build("kernel", name, arch, inputs, build, self._progress, need=[need])
+        with self._tried_once("kernel", name, arch):
+            return self._store.get_or_build("kernel", name, arch, inputs, build, self._progress, need=[need], anew=anew)
 
     def _rootfs_entry(self, name: str, arch: Arch) -> Entry:
         recipe = self._recipes.rootfs(name)
@@ -138,7 +274,20 @@ class Images:
             return self._build_rootfs(recipe, name, arch, directory, deadline)
 
         inputs = {"format": _ROOTFS_FORMAT, "recipe": rootfs_inputs(recipe, self._recipes)}
-        return self._store.get_or_build("rootfs", name, arch, inputs, build, self._progress, need=[_CPIO])
+        with self._tried_once("rootfs", name, arch):
+            return self._store.get_or_build("rootfs", name, arch, inputs, build, self._progress, need=[_CPIO])
+
+    @contextmanager
+    def _tried_once(self, kind: str, name: str, arch: Arch) -> Iterator[None]:
+        """What could not be built is not tried again: each of many scenarios would wait for the same dead network."""
+        key = (kind, name, arch)
+        if (known := self._refused.get(key)) is not None:
+            raise copy(known) from known
+        try:
+            yield
+        except HostError as error:
+            self._refused[key] = error
+            raise
 
     def _build_rootfs(self, recipe: RootfsRecipe, name: str, arch: Arch, directory: Path, deadline: Deadline) -> Built:
         native = host_arch()

@@ -8,14 +8,17 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images import debs, tools
-from harness.images.apt import Apt, Deb
+from harness.images.apt import Apt, Deb, NotInArchive
 from harness.images.kernel import Kernel
+from harness.images.tree import globs
 
 _NEEDED = re.compile(r"\b(linux-headers-\S+-common|linux-kbuild-[^\s,]+)(?: \(= ([^)]+)\))?")
+_KEPT = re.compile(r"(?:^|/)(?:Kconfig|Makefile|Kbuild)[^/]*$")
 _TARBALL = re.compile(r"usr/src/linux-source-[\d.]+\.tar\.xz")
 
 
@@ -45,13 +48,10 @@ def _still_there(kernel: Kernel) -> Iterator[None]:
     """Say what it means when the archive does not have a version: it has moved on since the kernel was fetched."""
     try:
         yield
-    except HostError as error:
-        if not error.message.startswith("Debian"):
-            raise
+    except NotInArchive as error:
         raise HostError(
             f"{error.message}, which kernel {kernel.name} in the image store is of: the archive has moved on",
-            hint="harness images prune --keep-days 0 removes what nobody uses; the next run fetches a new kernel",
-            tail=error.tail,
+            hint="harness images build --anew fetches the kernels again",
         ) from error
 
 
@@ -91,21 +91,46 @@ def unpack_source(deb: Path, paths: Sequence[str], workspace: Path, deadline: De
     """
     missing = set(paths)
     made: dict[str, Path] = {}
+    for path, data in _sources(deb, workspace, deadline):
+        if path in missing:
+            made[path] = workspace / "source" / path
+            made[path].parent.mkdir(parents=True, exist_ok=True)
+            made[path].write_bytes(data.read())
+            missing.remove(path)
+            if not missing:
+                return made
+    raise HostError(f"the kernel's source has no {', '.join(sorted(missing))}", hint="see files in the recipe")
+
+
+def unpack_tree(deb: Path, trim: Sequence[str], target: Path, workspace: Path, deadline: Deadline) -> None:
+    """Unpack a source package.
+
+    :param trim: shell patterns of what is left out, unless it decides about configuration and building.
+    """
+    drop = globs(trim)
+    with _tar(deb, workspace, deadline) as source:
+        for member in source:
+            member.name = member.name.partition("/")[2]
+            if not _KEPT.search(member.name) and drop.match(member.name):
+                continue
+            if member.name and (member.isfile() or member.issym()):
+                source.extract(member, target, filter="data")
+
+
+def _sources(deb: Path, workspace: Path, deadline: Deadline) -> Iterator[tuple[str, IO[bytes]]]:
+    """The regular files of a kernel's source: their paths and contents, one after another."""
+    with _tar(deb, workspace, deadline) as source:
+        for file in source:
+            if (data := source.extractfile(file)) is not None:
+                yield file.name.partition("/")[2], data
+
+
+@contextmanager
+def _tar(deb: Path, workspace: Path, deadline: Deadline) -> Iterator[tarfile.TarFile]:
     with debs.contents(deb, workspace, deadline) as stream, tarfile.open(fileobj=stream, mode="r:") as package:
         member = next((item for item in package if _TARBALL.fullmatch(str(PurePosixPath(item.name)))), None)
         inner = None if member is None else package.extractfile(member)
         if inner is None:
             raise HostError(f"{deb.name} holds no kernel source")
         with lzma.open(inner) as plain, tarfile.open(fileobj=plain, mode="r|") as source:
-            for file in source:
-                path = file.name.partition("/")[2]
-                if path in missing and (data := source.extractfile(file)) is not None:
-                    made[path] = workspace / "source" / path
-                    made[path].parent.mkdir(parents=True, exist_ok=True)
-                    made[path].write_bytes(data.read())
-                    missing.remove(path)
-                    if not missing:
-                        break
-    if missing:
-        raise HostError(f"the kernel's source has no {', '.join(sorted(missing))}", hint="see files in the recipe")
-    return made
+            yield source

@@ -114,6 +114,14 @@ def segment(modules: Modules, early: Sequence[str], available: Sequence[str]) ->
     return tree
 
 
+def builtin_tree(names: Iterable[str]) -> Tree:
+    """What :func:`segment` would give where all modules are built into the kernel."""
+    tree = Tree()
+    tree.file(EARLY, b"")
+    tree.file(DEPENDENCIES, json.dumps({name: [] for name in names}, sort_keys=True).encode())
+    return tree
+
+
 def depends(module: bytes) -> list[str]:
     """The names in a module's ``depends=`` line, from the ``.modinfo`` section of its ELF file (64-bit, little-endian).
 
@@ -127,6 +135,14 @@ def depends(module: bytes) -> list[str]:
         if field.startswith(b"depends="):
             return [module_name(name) for name in field[len(b"depends=") :].decode().split(",") if name]
     return []
+
+
+def build_id(module: bytes) -> str:
+    """The linker's fingerprint of a module, in hexadecimal, as a guest reads it of a loaded one; empty without one."""
+    try:
+        return _section(module, b".note.gnu.build-id")[16:].hex()
+    except (struct.error, ValueError, IndexError):
+        return ""
 
 
 def _section(elf: bytes, name: bytes) -> bytes:

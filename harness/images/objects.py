@@ -24,15 +24,17 @@ class Objects:
         self._directory = directory
         self._verified: dict[str, tuple[int, int, int]] = {}
 
-    def put(self, source: Path, *, private: bool = False) -> StoredFile:
+    def put(self, source: Path, *, private: bool = False, durable: bool = True) -> StoredFile:
         """Move a file in. Whoever dies on the way leaves it where it was.
 
         :param private: whether only this user may read it.
+        :param durable: whether it must survive a loss of power; one that does not is found to be damaged.
         """
         with source.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             os.fchmod(stream.fileno(), 0o400 if private else 0o444)
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
             size = os.fstat(stream.fileno()).st_size
         # Over one that is there, too: if that was damaged, it no longer is.
         source.replace(self._directory / sha256)

@@ -21,7 +21,7 @@ _DAY_S = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """Something that could go: a manifest, a package, or one apt root.
+    """Something that could go: a manifest, a package, one apt root, one build directory.
 
     :param lock: must be free.
     :param used: when it was used last, in seconds since the epoch.
@@ -64,7 +64,7 @@ def _candidates(root: Path) -> Iterator[_Candidate]:
     yield from _entries(root)
     for path in (root / "debs").glob("[!.]*"):
         yield _Candidate(path, root / "debs" / ".lock", path.stat().st_mtime, path.stat().st_size)
-    for path in (root / "apt").glob("*.lock"):
+    for path in (*(root / "apt").glob("*.lock"), *(root / "work").glob("*.lock")):
         directory = path.with_suffix("")
         if directory.is_dir():
             yield _Candidate(directory, path, directory.stat().st_mtime, size_of(directory))

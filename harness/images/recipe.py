@@ -60,15 +60,28 @@ class KernelPackages(_Recipe):
     format: KernelFormat
 
 
+class KernelBuild(_Recipe):
+    """How a small kernel is built of the same source, for what is no module.
+
+    ``configs`` names files in ``configs/``, applied over ``tinyconfig`` in order. ``trim`` has shell patterns of what
+    the source can do without; what decides about configuration and building is kept all the same.
+    """
+
+    configs: dict[Arch, tuple[FileName, ...]] = Field(min_length=1)
+    trim: tuple[Glob, ...] = ()
+    toolchain: FileName = "trixie"
+
+
 class KernelRecipe(FromSuite):
     """A kernel out of Debian packages.
 
-    ``unpack`` says, by shell patterns, which packages of the closure hold the kernel; the rest is what would install
-    it, and is not even fetched.
+    ``build`` says how one under test is compiled. ``unpack`` says, by shell patterns, which packages of the closure
+    hold the kernel; the rest is what would install it, and is not even fetched.
     """
 
     architectures: dict[Arch, KernelPackages] = Field(min_length=1)
     unpack: tuple[Glob, ...] = ("linux-image-*", "linux-binary-*", "linux-modules-*")
+    build: KernelBuild | None = None
 
     def packages(self, arch: Arch, name: str) -> KernelPackages:
         """One architecture's packages.
@@ -223,13 +236,19 @@ class Recipes:
 
         :raises HostError: there is no such file.
         """
-        path = self.root / "rootfs" / "files" / file.source
+        return self._content(self.root / "rootfs" / "files" / file.source)
+
+    def config(self, name: str) -> str:
+        """A part of a kernel's configuration, from ``configs/``; raises as :meth:`file`."""
+        return self._content(self.root / "configs" / name).decode()
+
+    def _content(self, path: Path) -> bytes:
         try:
             return path.read_bytes()
         except OSError as error:
             raise HostError(
                 f"cannot read {path}: {error.strerror}",
-                hint=did_you_mean(file.source, (other.name for other in path.parent.glob("*"))),
+                hint=did_you_mean(path.name, (other.name for other in path.parent.glob("*"))),
             ) from error
 
     def _read(self, kind: Kind, name: str, model: type[R]) -> R:
@@ -244,7 +263,7 @@ class Recipes:
 
 def kernel_inputs(recipe: KernelRecipe, packages: KernelPackages) -> dict[str, Any]:
     """What makes one architecture's kernel the one it is: everything in the recipe but the other architectures."""
-    return {**recipe.model_dump(mode="json", exclude={"architectures"}), **packages.model_dump(mode="json")}
+    return {**recipe.model_dump(mode="json", exclude={"architectures", "build"}), **packages.model_dump(mode="json")}
 
 
 def rootfs_inputs(recipe: RootfsRecipe, recipes: Recipes) -> dict[str, Any]:

@@ -8,6 +8,7 @@
     locks/<key>.lock        held by whoever builds an entry
     tmp/<random>/           a builder's workspace, with tmp/<random>.lock held while it lives
     debs/, apt/             downloaded packages and apt's lists: see harness.images.apt
+    work/                   build directories that stay: see harness.images.incremental
 
 A manifest is written after its objects are on the disk, and every file appears by rename, so a builder that is killed
 at any moment leaves nothing that looks whole.
@@ -29,7 +30,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_dir
 from pydantic import PrivateAttr, ValidationError
 from rich.filesize import decimal
 
@@ -40,9 +40,9 @@ from harness.images.manifest import Manifest, Package, key_of
 from harness.images.objects import DamagedObject, Objects
 from harness.images.pruning import prune, size_of
 from harness.images.workspace import sweep, workspace
+from harness.places import CACHE_VARIABLE, cache_root
 from harness.progress import Progress
 
-ROOT_VARIABLE = "HARNESS_CACHE"
 _BUILD_TIMEOUT_S = 1800.0
 
 
@@ -54,6 +54,7 @@ class Built:
     :param packages: what they were made from.
     :param facts: what the builder found out.
     :param private: whether only this user may read the files.
+    :param durable: whether they must survive a loss of power; what is made again in seconds need not.
     :param tree: a directory in the workspace; it is moved into the store as it is.
     """
 
@@ -61,6 +62,7 @@ class Built:
     packages: Sequence[Package] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     private: bool = False
+    durable: bool = True
     tree: Path | None = None
 
 
@@ -89,11 +91,11 @@ class Entry(Manifest):
 class Store:
     """A store in a directory, which any number of processes may share.
 
-    :param root: the directory; by default what :data:`ROOT_VARIABLE` names, else the user's cache.
+    :param root: the directory; by default what :data:`CACHE_VARIABLE` names, else the user's cache.
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or Path(os.environ.get(ROOT_VARIABLE) or user_cache_dir("harness")).absolute()
+        self.root = root or cache_root()
         self._entries = self.root / "entries"
         self._locks = self.root / "locks"
         self._trees = self.root / "trees"
@@ -112,11 +114,13 @@ class Store:
         progress: Progress,
         *,
         need: Collection[str] = (),
+        anew: bool = False,
     ) -> Entry:
         """The entry that these inputs make; built if it is not there, once, however many processes ask.
 
         :param build: gets an empty directory to work in, and by when it must be done.
         :param need: files that are compared with their hashes now, so that a damaged one is built again.
+        :param anew: build it even if it is there.
         :raises HostError: it cannot be built; nothing of the attempt is left.
         """
         what = f"{kind} {name} for {arch}"
@@ -125,12 +129,12 @@ class Store:
         with self._explained(what):
             self._prepare()
             with suppress(DamagedObject):
-                if (entry := self._usable(key, need)) is not None:
+                if not anew and (entry := self._usable(key, need)) is not None:
                     return entry
             lock = self._locks / f"{key}.lock"
             with held(lock, deadline, lambda: progress.message(f"waiting for another process to build {what}")):
                 try:
-                    if (entry := self._usable(key, need)) is not None:
+                    if not anew and (entry := self._usable(key, need)) is not None:
                         return entry
                 except DamagedObject as error:
                     progress.message(f"{what}: {error.message}; building it again")
@@ -168,8 +172,10 @@ class Store:
             self._explained(f"{what[0]} {what[1]} for {what[2]}"),
             held(self._locks / f"{key}.lock", Deadline.after(60, "the store's lock")),
         ):
-            if not (self._entries / f"{key}.json").exists():
-                self._commit(directory, key, built, what, seconds)
+            with suppress(DamagedObject):
+                if self._usable(key, ()) is not None:
+                    return
+            self._commit(directory, key, built, what, seconds)
 
     def sha256_of(self, path: Path) -> str:
         """A file's hash; for one of the store's, without reading it."""
@@ -212,8 +218,10 @@ class Store:
         tree_bytes = 0 if built.tree is None else size_of(built.tree)
         # Against a pruner that would take the objects for garbage, because no manifest names them yet.
         with held(self.root / "commit.lock", Deadline.after(60, "the store's lock")):
-            files = {name: self._objects.put(path, private=built.private) for name, path in built.files.items()}
-            _sync(self.root / "objects")
+            how = {"private": built.private, "durable": built.durable}
+            files = {name: self._objects.put(path, **how) for name, path in built.files.items()}
+            if built.durable:
+                _sync(self.root / "objects")
             if built.tree is not None:
                 # Of a builder that died before it could say so in a manifest.
                 shutil.rmtree(self._trees / key, ignore_errors=True)
@@ -237,9 +245,11 @@ class Store:
             with draft.open("w", encoding="utf-8") as stream:
                 stream.write(manifest.model_dump_json(indent=1))
                 stream.flush()
-                os.fsync(stream.fileno())
+                if built.durable:
+                    os.fsync(stream.fileno())
             draft.replace(self._entries / f"{key}.json")
-            _sync(self._entries)
+            if built.durable:
+                _sync(self._entries)
 
     def _usable(self, key: str, need: Collection[str]) -> Entry | None:
         """The entry, marked as in use, if there is one.
@@ -299,14 +309,14 @@ class Store:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise HostError(
-                    f"{what}: {error}", hint=f"is {self.root} writable? {ROOT_VARIABLE} chooses another place"
+                    f"{what}: {error}", hint=f"is {self.root} writable? {CACHE_VARIABLE} chooses another place"
                 ) from error
             existing = next(path for path in (self.root, *self.root.parents) if path.exists())
             free = decimal(shutil.disk_usage(existing).free)
             quota = " and the user's quota is used up" if error.errno == errno.EDQUOT else ""
             raise HostError(
                 f"no space left for {what}: {free} were free in {self.root}{quota}",
-                hint=f"harness images prune, or set {ROOT_VARIABLE} to a directory on a larger disk",
+                hint=f"harness images prune, or set {CACHE_VARIABLE} to a directory on a larger disk",
             ) from error
 
 

@@ -19,6 +19,7 @@ from tenacity import RetryError, Retrying, retry_if_result, wait_fixed
 from harness.deadline import Deadline, DeadlineExceeded
 from harness.errors import GuestError, HostError
 from harness.oops import Report, Scanner, Severity, sanitize, tail_lines
+from harness.regex import compiled
 
 LIMIT_VARIABLE = "HARNESS_CONSOLE_LIMIT_MIB"
 _LIMIT = os.environ.get(LIMIT_VARIABLE, "")
@@ -189,7 +190,8 @@ class Dialogue:
         """
         try:
             # At 0, pexpect would find the socket non-blocking, and fail.
-            self._spawn.expect(pattern.encode(), timeout=max(deadline.remaining_s, _POLL_S))
+            wanted = compiled(pattern.encode(), dot_matches_newline=True)
+            self._spawn.expect_list([wanted], timeout=max(deadline.remaining_s, _POLL_S))
         except (pexpect.EOF, ConnectionError) as error:
             raise self._closed() from error
         except pexpect.TIMEOUT:

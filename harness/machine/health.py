@@ -26,8 +26,10 @@ from harness.oops import Blame, Report, Severity
 
 #: Who kills QEMU with these is the OOM killer or a person, and may not do it again.
 _SIGNALS_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
-#: How long QEMU may take to be gone after its sockets have closed.
-END_S = 1.0
+#: How long QEMU may take to be gone after its sockets have closed, on a host that does much else.
+END_S = 5.0
+#: How long the rest of a crash report may take that the end of the machine may have cut off.
+_REST_S = 1.0
 _POLL_S = 0.05
 _ENDS = {"guest-reset": "the machine reset itself", "guest-shutdown": "the machine powered itself off"}
 
@@ -108,7 +110,7 @@ class Health:
     def _new_reports(console: Console) -> list[Report]:
         """What a console shows now. What ends the machine may cut its own report short: a moment must do for it."""
         reports = console.poll()
-        patience = Deadline.after(END_S, "the rest of a crash report")
+        patience = Deadline.after(_REST_S, "the rest of a crash report")
         while (pending := console.pending) is not None and pending.severity is Severity.FATAL:
             if patience.expired:
                 return [*reports, pending]

@@ -134,30 +134,40 @@ class Process:
             return None
 
     def kill(self) -> int:
-        """SIGKILL, reap, and give the exit status. Safe to call again."""
+        """SIGKILL, reap, and give the exit status. Safe to call again.
+
+        What it started goes with it: a program of that name may be somebody's script around the real one.
+        """
+        # Only before it is reaped is its group's number sure to be its own.
         if self._popen.poll() is None:
-            self._popen.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
         return self._popen.wait()
 
 
 def run_to_end(argv: Sequence[str], *, timeout_s: float = 10) -> str:
     """Run a short command of this host and give what it printed, whatever its exit status.
 
-    One that does not end in time is ended; one that cannot be started has "printed" why.
+    One that does not end in time is ended, with all that it started; one that cannot be started has "printed" why.
     """
     try:
-        said = subprocess.run(
+        process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=timeout_s,
-            check=False,
-        ).stdout
-    except subprocess.TimeoutExpired as error:
-        said = error.stdout or b""
+            start_new_session=True,
+        )
     except OSError as error:
-        said = str(error).encode()
+        return str(error)
+    with process:
+        try:
+            said, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            said = error.stdout or b""
+        finally:
+            if process.poll() is None:  # only then is its group's number sure to be its own
+                os.killpg(process.pid, signal.SIGKILL)
     return said.decode("utf-8", "replace")
 
 

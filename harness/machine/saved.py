@@ -145,7 +145,9 @@ class SavedMachines:
         state, identity = directory / "state", directory / "identity"
         fork(machine, state, Deadline.after(_SAVE_S * machine.time_factor, "the machine to be saved"))
         identity.write_text(json.dumps(machine.identity.secrets()))
-        built = Built({"state": state, "identity": identity}, facts={"facts": json.dumps(facts)}, private=True)
+        built = Built(
+            {"state": state, "identity": identity}, facts={"facts": json.dumps(facts)}, private=True, durable=False
+        )
         worker = Thread(
             target=self._add, args=(key, built, directory, time.monotonic() - started), name="saved-machine"
         )

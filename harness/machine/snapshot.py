@@ -54,7 +54,9 @@ def fork(machine: Machine, state: Path, deadline: Deadline) -> None:
     :raises HostError: when QEMU cannot save it.
     """
     unsaved = [device.unsaved for device in machine.plan.profile.devices.values() if device.unsaved]
-    machine.call("resume.prepare", deadline=deadline, unsaved=sorted(set(unsaved)), port=PORT)
+    # In a machine that was itself taken up an agent stays already.
+    port = None if machine.agent_stays else PORT
+    machine.call("resume.prepare", deadline=deadline, unsaved=sorted(set(unsaved)), port=port)
     machine.disconnect()
     machine.agent_stays = True
     _write(machine, state, deadline)

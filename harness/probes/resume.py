@@ -31,11 +31,11 @@ _ARPHRD_ETHER = 1
 _pci_configuration: dict[str, bytes] = {}
 
 
-def prepare(unsaved: Sequence[str], port: int) -> dict[str, int]:
+def prepare(unsaved: Sequence[str], port: int | None) -> dict[str, int]:
     """Make ready to be saved: remember the configuration of PCI devices, and let an agent stay.
 
     :param unsaved: ``vendor:device`` ids, in hexadecimal, of devices whose state QEMU does not save.
-    :param port: where the agent that stays is to listen, on the guest's own loopback.
+    :param port: where the agent that stays is to listen, on the guest's own loopback; None where one stays already.
     """
     import agent  # type: ignore[import-not-found]  # beside this file, in the guest
 
@@ -44,7 +44,8 @@ def prepare(unsaved: Sequence[str], port: int) -> dict[str, int]:
             with open(f"{_PCI}/{address}/config", "rb") as file:
                 _pci_configuration[address] = file.read(_CONFIG_BYTES)
     os.sync()
-    agent.stay(port)
+    if port is not None:
+        agent.stay(port)
     return {"remembered": len(_pci_configuration)}
 
 

@@ -97,6 +97,20 @@ def print_failures(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> 
             console.print(f"  again: {repro}", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_under_test(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> None:
+    """What was tested in the place of a recipe's own, one line for each build of it."""
+    told = {(item["component"], item["sha256"]): item for scenario in scenarios for item in scenario["under_test"]}
+    for item in told.values():
+        described = f" ({item['describe']})" if item["describe"] else ""
+        console.print(
+            f"under test: {item['component']} from {item['source']}{described}, sha256 {item['sha256'][:16]},"
+            f" {item['version'] or 'no version'}; in place of {item['replaced']}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 def verdict_line(scenarios: Sequence[Mapping[str, Any]]) -> str:
     """``11 passed, 1 failed``: counts by verdict, plain text."""
     words = {Verdict.PASS: "passed", Verdict.FAIL: "failed", Verdict.ERROR: "errors", Verdict.SKIP: "skipped"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,16 @@ from harness.validate import described, did_you_mean, one_of, shown, validate
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
-def load_paths(paths: Iterable[Path], catalogue: Catalogue, root: Path) -> tuple[list[Scenario], list[Problem]]:
+def load_paths(paths: Iterable[Path], load: Callable[[Path], list[Scenario]]) -> tuple[list[Scenario], list[Problem]]:
     """The scenarios of files and of directories with all that is below them, and everything that is wrong with them.
 
-    :param root: the directory that scenarios must lie in; their ids are relative to ``root/scenarios``.
+    :param load: gives the scenarios of one file, as :func:`load_file` does.
     """
     scenarios: list[Scenario] = []
     problems: list[Problem] = []
     for file in dict.fromkeys(file for path in paths for file in _files(path)):
         try:
-            scenarios += load_file(file, catalogue, root=root)
+            scenarios += load(file)
         except ScenarioError as error:
             problems += error.problems
     return scenarios, problems
@@ -46,7 +46,7 @@ def _files(path: Path) -> list[Path]:
 def load_file(path: Path, catalogue: Catalogue, *, root: Path) -> list[Scenario]:
     """The scenarios of one file, one for each combination of its matrix.
 
-    :param root: see :func:`load_paths`.
+    :param root: the directory that scenarios must lie in; their ids are relative to ``root/scenarios``.
     :raises ScenarioError: with all problems that were found; one that several combinations share comes once.
     """
     relative = _locate(path, root)

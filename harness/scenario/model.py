@@ -6,9 +6,7 @@ describe the catalogue that the upper rooms pass down, and a scenario that has b
 
 from __future__ import annotations
 
-import re
 import unicodedata
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel
 
+from harness.regex import PatternError, compiled
 from harness.scenario.expect import Expectation
 from harness.validate import fault, shown
 
@@ -60,14 +59,15 @@ def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _compiles(pattern: str) -> str:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            re.compile(pattern)
-    except (re.error, OverflowError, RecursionError, Warning) as error:
+        compiled(pattern)
+    except PatternError as error:
         raise fault(
-            f"must be a regular expression, got {shown(pattern)}: {error}", r"put \ before ( [ * + ? ."
+            f"must be a regular expression that RE2 takes, got {shown(pattern)}: {error}", r"put \ before ( [ * + ? ."
         ) from error
     return pattern
+
+
+RegularExpression = Annotated[str, AfterValidator(_compiles)]
 
 
 def _one_pair(what: str) -> BeforeValidator:
@@ -186,7 +186,7 @@ class AllowedCrash(FileModel):
 
     layer: Name
     """The console on which it shows: qemu, xen, or a guest's name."""
-    title: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_compiles)]
+    title: Annotated[RegularExpression, Field(min_length=1, max_length=200)]
     """A regular expression that is searched for in the crash's title."""
 
 

@@ -17,10 +17,10 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import re2
 from celpy import celtypes
 from celpy.evaluation import Activation, CELEvalError, Evaluator
 
+from harness.regex import PatternError, compiled
 from harness.scenario.cel import Node
 from harness.strict_yaml import quoted
 from harness.validate import shown
@@ -129,13 +129,10 @@ def regular_expression(pattern: str) -> Any:
 
     :raises CelError: when it is not one.
     """
-    options = re2.Options()
-    options.log_errors = False
     try:
-        return re2.compile(pattern, options)
-    except re2.error as error:
-        told = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
-        raise CelError(f"not a regular expression that RE2 takes: {told}") from error
+        return compiled(pattern)
+    except PatternError as error:
+        raise CelError(f"not a regular expression that RE2 takes: {error}") from error
 
 
 def no_overload(name: str, kinds: Kinds) -> str:

@@ -305,39 +305,43 @@ def _until(context: Context, done: Callable[[], bool], deadline: Deadline) -> No
 
 
 class HostMemory(Params):
-    """For how long QEMU's memory must not have shrunk before it is read; 0 reads it at once."""
+    """How many MiB less than at its last reading must be held before the step reads, and how long it waits for that.
 
-    settle_s: Annotated[float, Field(ge=0, le=600)] = 0
+    The host's own seconds: no emulation slows them.
+    """
+
+    freed_mib: Annotated[int, Field(ge=0, le=65536)] = 0
+    patience_s: Annotated[float, Field(ge=0, le=600)] = 0
 
 
 class HostMemorySeen(Evidence):
     """How much of the guest's memory this host really holds."""
 
     resident_mib: int
+    seconds: float
+
+
+class _Held:
+    """What host_memory read last, in MiB."""
+
+    resident_mib = 0
 
 
 @verb("balloon.host_memory")
 def host_memory(context: Context, params: HostMemory) -> HostMemorySeen:
-    """Read QEMU's resident memory on this host."""
-    smallest = _Lowest(params.settle_s)
-    deadline = context.within(120, "QEMU's memory to stop shrinking")
-    _until(context, lambda: smallest.settled(context.machine.resident_bytes() >> 20), deadline)
-    return HostMemorySeen(resident_mib=context.machine.resident_bytes() >> 20)
+    """Read QEMU's resident memory on this host, once it has shrunk or the patience is at its end."""
+    started = time.monotonic()
+    last = context.keep(_Held, _Held)
+    patience = context.deadline.within(params.patience_s, "QEMU's memory to shrink")
 
+    def look() -> int:
+        context.machine.check()
+        return context.machine.resident_bytes() >> 20
 
-class _Lowest:
-    """Whether a value has stopped falling.
-
-    :param settle_s: for how long it must not have fallen.
-    """
-
-    def __init__(self, settle_s: float) -> None:
-        self._settle_s = settle_s
-        self._lowest: int | None = None
-        self._since = time.monotonic()
-
-    def settled(self, value: int) -> bool:
-        """Take in a new value."""
-        if self._lowest is None or value < self._lowest:
-            self._lowest, self._since = value, time.monotonic()
-        return time.monotonic() - self._since >= self._settle_s
+    last.resident_mib = Retrying(
+        retry=retry_if_result(lambda held: held > last.resident_mib - params.freed_mib),
+        wait=wait_fixed(_POLL_S),
+        stop=lambda _: patience.expired,
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else look(),
+    )(look)
+    return HostMemorySeen(resident_mib=last.resident_mib, seconds=round(time.monotonic() - started, 3))

@@ -23,17 +23,22 @@ class OfMemory(InHolder):
 
 
 class AllocateMemory(OfMemory):
-    """How large the block is, whether it is of huge pages (2 MiB), and whether it may only be read."""
+    """How large the block is, and whether it is of huge pages (2 MiB)."""
 
     size: U64
     huge: bool = False
-    readable_only: bool = False
 
 
 @verb("vfio.allocate")
 def allocate(context: Context, params: AllocateMemory) -> None:
     """Allocate and touch a block of memory in a holder."""
     in_holder(context, params.holder, "allocate", **params.model_dump(exclude={"holder"}))
+
+
+@verb("vfio.protect")
+def protect(context: Context, params: OfMemory) -> None:
+    """Let the holder only read a block from now on."""
+    in_holder(context, params.holder, "protect", memory=params.memory)
 
 
 class PartOfMemory(OfMemory):
@@ -196,3 +201,47 @@ def dma(context: Context, params: Dma) -> DmaSeen:
     arguments = params.model_dump(exclude={"holder", "direction"})
     answer = in_holder(context, params.holder, "dma", to_device=params.direction == "to-device", **arguments)
     return DmaSeen(completed=answer["completed"])
+
+
+class Spot(OfDevice):
+    """A place of at least 2048 bytes in memory, and the IOVA at which the device is to find it."""
+
+    memory: Name = "m"
+    offset: U64 = 0
+    iova: U64
+
+
+class ControlSeen(Evidence):
+    """The device's identity (QEMU's edu says 0x010000ed), and whether a pattern came back."""
+
+    identity: int
+    arrived: bool
+
+
+@verb("edu.control")
+def control(context: Context, params: Spot) -> ControlSeen:
+    """Send a pattern to the device and back through a mapping; edu.reach then relies on that one."""
+    answer = in_holder(context, params.holder, "control", **params.model_dump(exclude={"holder"}))
+    return ControlSeen(identity=answer["identity"], arrived=answer["arrived"])
+
+
+class Reached(Evidence):
+    """What the device can do at an IOVA.
+
+    It ``reads`` what memory holds, or only ``zeros``; it ``writes`` there, or leaves memory ``untouched``. All of them
+    are false unless patterns came back through edu.control's mapping before and afterwards, which ``control`` says:
+    "untouched" means nothing when the device moves no byte anywhere.
+    """
+
+    control: bool
+    reads: bool
+    zeros: bool
+    writes: bool
+    untouched: bool
+
+
+@verb("edu.reach")
+def reach(context: Context, params: Spot) -> Reached:
+    """Let the device read and write at an IOVA, and see in memory what came of it."""
+    answer = in_holder(context, params.holder, "reach", **params.model_dump(exclude={"holder"}))
+    return Reached(**{name: answer[name] for name in Reached.model_fields})

@@ -1,7 +1,8 @@
 """Verbs for VFIO on sPAPR TCE IOMMUs: drivers, holders, containers, groups, devices.
 
 Whatever VFIO holds lives in *holders*, processes of the guest's own (``harness/probes/vfio.py``); ``holder: main`` is
-there without asking. A container is known by a name, a device as ``edu1`` to ``edu3``, its group by its device.
+there without asking. A container is known by a name, a device as in ``images/machines/pseries.yaml``, its group by its
+device.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from harness.steps.base import Context, Evidence, Params, verb
 FEATURE = "spapr-tce"
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
-_Device = Literal["edu1", "edu2", "edu3"]
+_Device = Literal["edu1", "edu2", "edu3", "sibling", "rng"]
 U64 = Annotated[int, Field(ge=0, lt=1 << 63)]
 U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 
@@ -36,7 +37,8 @@ class Seen(Evidence):
     """What an ioctl came to.
 
     ``result`` is what ioctl(2) returned, positive values included; ``error`` the name of its errno, empty when there is
-    none. Locked memory is VmLck of the holder in KiB. ``kernel_log`` is what the kernel said meanwhile.
+    none. Locked memory is VmLck of the holder in KiB. ``kernel_log`` is what the kernel said meanwhile. A holder that
+    ``died`` of the call has no result.
     """
 
     result: int
@@ -45,6 +47,7 @@ class Seen(Evidence):
     locked_before_kib: int
     locked_after_kib: int
     kernel_log: list[str]
+    died: bool = False
 
 
 def in_holder(context: Context, holder: str, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def _container(context: Context, params: OfContainer, operation: str, **argument
 class Bind(Params):
     """A device, and the driver that is to have it; no name for none."""
 
-    device: _Device | Literal["sibling"]
+    device: _Device
     driver: Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,64}$")] = "vfio-pci"
 
 
@@ -79,7 +82,7 @@ class Bound(Evidence):
 @verb("pci.bind")
 def bind(context: Context, params: Bind) -> Bound:
     """Give a PCI device to a driver, or take it from whichever has it."""
-    return Bound(**context.call("vfio.bind", device=params.device, driver=params.driver))
+    return Bound(**context.call("pci.bind", device=params.device, driver=params.driver))
 
 
 # -- holders ----------------------------------------------------------------------------------------------------
@@ -116,6 +119,24 @@ class Released(Evidence):
 def release(context: Context, params: Release) -> Released:
     """End a process; the kernel takes back all that it held."""
     return Released(**context.call("vfio.release", holder=params.holder, kill=params.kill))
+
+
+class Pins(Params):
+    """Nothing to set."""
+
+
+class PinsSeen(Evidence):
+    """Pages pinned for DMA since boot, those let go again, and the difference: those held now."""
+
+    acquired: int
+    released: int
+    held: int
+
+
+@verb("vfio.pins")
+def pins(context: Context, _: Pins) -> PinsSeen:
+    """Count the pages that the kernel has pinned for DMA (nr_foll_pin_* of /proc/vmstat)."""
+    return PinsSeen(**context.call("vfio.pins"))
 
 
 # -- containers -------------------------------------------------------------------------------------------------
@@ -155,6 +176,28 @@ class SetIommu(OfContainer):
 def set_iommu(context: Context, params: SetIommu) -> Seen:
     """VFIO_SET_IOMMU."""
     return Seen(**_container(context, params, "set_iommu", iommu=params.iommu))
+
+
+class Setup(OfContainer):
+    """A container of a type, with one group in it; whether it is enabled, and its device opened."""
+
+    device: _Device = "edu1"
+    iommu: Literal[2, 7]
+    enable: bool = False
+    open_device: bool = True
+
+
+class SetUp(Seen):
+    """What the last call came to, the first that failed; the device's identity, which is 0x010000ed."""
+
+    failed_in: str = ""
+    identity: int = 0
+
+
+@verb("vfio.setup")
+def setup(context: Context, params: Setup) -> SetUp:
+    """Open a container and a group, put the one into the other, set the IOMMU type, and so on up to the device."""
+    return SetUp(**in_holder(context, params.holder, "setup", **params.model_dump(exclude={"holder"})))
 
 
 class Forkable(OfContainer):

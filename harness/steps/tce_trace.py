@@ -21,11 +21,12 @@ _EVENTS = (
 
 
 class _Counting:
-    """The recording that tce.watch began."""
+    """The recording that tce.watch began, and what it held when tce.counts ended it."""
 
     def __init__(self) -> None:
         self.stack = ExitStack()
         self.recording: Recording | None = None
+        self.events: list[TraceEvent] | None = None
 
 
 class Watch(Params):
@@ -36,6 +37,7 @@ class Watch(Params):
 def watch(context: Context, _: Watch) -> None:
     """Begin to count TCE traffic; tce.counts ends it. Left on, it would fill the disk."""
     counting = context.keep(_Counting, _Counting)
+    counting.events = None
     counting.recording = counting.stack.enter_context(context.machine.tracer.record(*_EVENTS))
     context.stack.push(counting.stack)
 
@@ -68,15 +70,16 @@ class Counted(Evidence):
 
 @verb("tce.counts")
 def counts(context: Context, params: Counts) -> Counted:
-    """End the counting and say what was counted."""
+    """End the counting and say what was counted; once more for another window."""
     counting = context.keep(_Counting, _Counting)
-    if counting.recording is None:
+    if counting.recording is not None:
+        counting.stack.close()
+        counting.events = counting.recording.take()
+        counting.recording = None
+    if counting.events is None:
         raise CommandFailed("tce.counts without tce.watch")
-    counting.stack.close()
-    events = counting.recording.take()
-    counting.recording = None
     liobn = 0x80000000 | params.bridge << 8 | params.window
-    return _count([event for event in events if "ddw" in event.name or event.number("liobn") == liobn])
+    return _count([event for event in counting.events if "ddw" in event.name or event.number("liobn") == liobn])
 
 
 def _count(events: list[TraceEvent]) -> Counted:

@@ -13,6 +13,18 @@ from harness.errors import HostError
 from harness.images import apt
 from harness.progress import PlainProgress, SilentProgress
 
+SOURCES = """\
+'http://mirror.example/debian/pool/main/x/xen/xen_4.20.4%2b63-g7abfd2bce2-0%2bdeb13u1.dsc' \
+xen_4.20.4+63-g7abfd2bce2-0+deb13u1.dsc 4054 \
+SHA256:20ee94272da311e2dd64cf1e8dd1c86f683d0bc3ba3efde1fd1de2db16e64902
+'http://mirror.example/debian/pool/main/x/xen/xen_4.20.4%2b63-g7abfd2bce2.orig.tar.xz' \
+xen_4.20.4+63-g7abfd2bce2.orig.tar.xz 4964620 \
+SHA256:5142c1e5f9b952953caef4f732bbaef97097ac3ba736c600ab56ee2e512e42dc
+'http://mirror.example/debian/pool/main/x/xen/xen_4.20.4%2b63-g7abfd2bce2-0%2bdeb13u1.debian.tar.xz' \
+xen_4.20.4+63-g7abfd2bce2-0+deb13u1.debian.tar.xz 139888 \
+SHA256:d9c2167118be26833743d799df708bf0863c21433a45157c402ab21114d86570
+"""
+
 
 def soon() -> Deadline:
     return Deadline.after(60, "apt in a test")
@@ -243,3 +255,25 @@ def test_a_package_is_fetched_once_and_compared(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(HostError, match="not what the archive's index says"):
         root.download([a_deb(b"good")], soon())
     assert not file.exists()
+
+
+def test_the_archives_of_a_source_package() -> None:
+    files = apt.parse_sources(SOURCES)
+    assert [(file.name, file.version, file.size) for file in files] == [
+        ("xen", "4.20.4+63-g7abfd2bce2", 4964620),
+        ("xen", "4.20.4+63-g7abfd2bce2-0+deb13u1", 139888),
+    ]
+    assert all(file.architecture == "source" for file in files)
+
+
+def test_a_source_package_of_another_shape_is_refused() -> None:
+    with pytest.raises(HostError, match="is not one archive and Debian's changes"):
+        apt.parse_sources(SOURCES.replace(".debian.tar.xz", ".diff.gz"))
+
+
+def test_a_version_that_is_not_there(tmp_path: Path) -> None:
+    root = apt.Apt(tmp_path, "trixie", "amd64", check_valid_until=True, progress=SilentProgress())
+    said = ["E: Version '6.12.1-1' for 'linux-source-6.12' was not found"]
+    error = root._unavailable(HostError("apt-get failed", tail=said), soon())
+    assert isinstance(error, apt.NotInArchive)
+    assert error.message == "Debian trixie has no linux-source-6.12 6.12.1-1 for amd64"

@@ -81,8 +81,11 @@ def test_too_slow_a_program_is_killed_with_its_children(tmp_path: Path) -> None:
     script = f"sleep 60 & echo $! >{tmp_path}/pid; wait"
     with pytest.raises(HostError, match="sh did not end in time: the thing to happen"):
         tools.run(["sh", "-c", script], hint="", deadline=Deadline.after(0.5, "the thing to happen"))
-    assert time.monotonic() - began < 10
-    assert not alive(int((tmp_path / "pid").read_text()))
+    assert time.monotonic() - began < 30
+    # Nobody waits for a grandchild, and one that was killed is there for some moments more.
+    while alive(int((tmp_path / "pid").read_text())):
+        assert time.monotonic() - began < 30
+        time.sleep(0.01)
 
 
 def test_a_program_dies_with_this_process(tmp_path: Path) -> None:

@@ -16,17 +16,18 @@ ROOT = Path(harness.__file__).parent
 ORDER: tuple[frozenset[str], ...] = tuple(
     frozenset(rooms.split())
     for rooms in (
-        "errors interrupts yaml_scalars",
-        "deadline progress oops strict_yaml",
+        "errors interrupts places yaml_scalars",
+        "deadline progress oops regex strict_yaml",
         "validate",
         "scenario images guest result",
         "machine",
-        "report",
+        "report under_test",
         "testbed",
         "steps",
         "runner",
         "workspace",
-        "plugin shell doctor",
+        "plugin shell doctor components mutate bisect command",
+        "trials",
         "cli",
     )
 )

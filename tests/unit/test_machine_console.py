@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -303,13 +304,26 @@ def test_an_answer_that_drowns_in_a_flood(console: Console) -> None:
         dialogue.expect("prompt", Deadline.after(0.3, "the console"))
 
 
+def test_a_hostile_pattern_takes_no_longer(console: Console) -> None:
+    """Python's own regular expressions would need years for this one."""
+
+    def say_and_listen(peer: socket.socket) -> None:
+        peer.sendall(b"a" * 5000 + b"b")
+        peer.recv(1)
+
+    with listener(console, say_and_listen), console.dialogue() as dialogue:
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            dialogue.expect("(a+)+c", Deadline.after(0.5, "the console"))
+        assert time.monotonic() - began < 10
+
+
 @pytest.mark.parametrize("unread", [False, True], ids=["all read", "something unread"])
 def test_a_console_that_is_closed(console: Console, unread: bool) -> None:
     """Where something was not read, the kernel gives ECONNRESET and no end of file."""
 
     def leave(connection: socket.socket) -> None:
-        if not unread:
-            connection.recv(100)
+        connection.recv(100, socket.MSG_PEEK if unread else 0)
 
     with listener(console, leave), console.dialogue() as dialogue:
         dialogue.send_line("hello")

@@ -30,7 +30,7 @@ seconds = sys.argv[2]
 
 def start():
     process = Process(["sleep", seconds], output=directory / "log", cwd=directory)
-    print(process.pid, flush=True)
+    os.write(1, b"%d\\n" % process.pid)  # print would let another thread's line into this one
 
 def in_thread():
     thread = threading.Thread(target=start)
@@ -201,6 +201,21 @@ def test_killing_twice(tmp_path: Path) -> None:
     assert not is_running(process.pid)
 
 
+def test_what_a_process_started_goes_with_it(tmp_path: Path) -> None:
+    """Somebody's script around QEMU, for example."""
+    process = Process(["sh", "-c", "sleep 600 & echo $!; wait"], output=tmp_path / "log", cwd=tmp_path)
+    deadline = time.monotonic() + 30
+    while not (said := (tmp_path / "log").read_text()).endswith("\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child = int(said)
+    assert is_running(child)
+    assert process.kill() == -signal.SIGKILL
+    while is_running(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_wait_ends_with_its_deadline(tmp_path: Path) -> None:
     with closing_process(tmp_path) as process:
         assert process.wait(Deadline.after(0.05, "nothing")) is None
@@ -365,7 +380,14 @@ def test_a_short_command() -> None:
 
 
 def test_a_short_command_that_is_not_short() -> None:
-    assert run_to_end(["sh", "-c", "echo first; exec sleep 600"], timeout_s=0.5) == "first\n"
+    """It is ended, and so is what it started."""
+    said = run_to_end(["sh", "-c", "echo first; sleep 600 & echo $!; wait"], timeout_s=1)
+    first, child = said.split()
+    assert first == "first"
+    deadline = time.monotonic() + 30
+    while is_running(int(child)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_short_command_that_cannot_be_run(tmp_path: Path) -> None:

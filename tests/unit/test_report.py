@@ -57,7 +57,7 @@ def test_summary_has_the_keys_that_others_read() -> None:
         "evidence",
         "results",
     }
-    phases = {"build", "boot", "first_command", "load", "drive", "assert", "teardown", "total"}
+    phases = {"build", "wait", "boot", "first_command", "load", "drive", "assert", "teardown", "total"}
     assert set(whole["scenarios"][0]["seconds"]) == phases
 
 

@@ -244,7 +244,9 @@ def test_load_paths(root: Path) -> None:
     (base / ".cache").mkdir()
     for name in ("a.yaml", "b/c.yaml", "b/bad.yaml", "b/old.yml", ".cache/bad.yaml", ".bad.yaml"):
         (base / name).write_text(GOOD if "bad" not in name else "scenario: x\n", encoding="utf-8")
-    scenarios, problems = load_paths([base, base / "a.yaml", root / "none.yaml"], catalogue(), root)
+    scenarios, problems = load_paths(
+        [base, base / "a.yaml", root / "none.yaml"], lambda file: load_file(file, catalogue(), root=root)
+    )
     assert [scenario.id for scenario in scenarios] == ["a", "b/c"]
     assert {Path(problem.file).name for problem in problems} == {"bad.yaml", "old.yml", "none.yaml"}
     assert not [problem for problem in problems if "/." in problem.file], "what is hidden is left alone"

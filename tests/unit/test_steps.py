@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from harness.steps import balloon
+from harness.steps import balloon, generic
 from harness.steps.base import find_features, find_verbs
 
 
@@ -22,6 +22,13 @@ def test_every_verb_describes_itself() -> None:
 
 def test_features_come_from_step_modules() -> None:
     assert "balloon" in find_features()
+
+
+@pytest.mark.parametrize("pattern", ["(", "(?=a)", r"(a)\1", ""])
+def test_what_a_console_must_show_is_checked(pattern: str) -> None:
+    assert generic.ConsoleRun.model_validate({"send": "", "expect": "[0-9]+ ok$"})
+    with pytest.raises(ValidationError):
+        generic.ConsoleRun.model_validate({"send": "", "expect": pattern})
 
 
 @pytest.mark.parametrize("mib", [-1, 65537, "200", 1.5])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -416,3 +418,51 @@ def test_disk_usage_counts_everything(tmp_path: Path) -> None:
     manifest = tmp_path / "entries" / f"{entry.key}.json"
     assert json.loads(manifest.read_text())["key"] == entry.key
     assert store.disk_usage() == manifest.stat().st_size + 7
+
+
+# -- directories ----------------------------------------------------------------------------------------------
+
+
+def tree_builder(content: str = "text") -> Callable[..., Built]:
+    def build(directory: Path, deadline: Deadline) -> Built:
+        (directory / "root/usr").mkdir(parents=True)
+        (directory / "root/usr/file").write_text(content)
+        (directory / "root/link").symlink_to("/etc/passwd")
+        return Built({}, tree=directory / "root")
+
+    return build
+
+
+def get_tree(store: Store, build: Callable[..., Built]) -> Entry:
+    return store.get_or_build("toolchain", "a", "amd64", {"n": 1}, build, SilentProgress())
+
+
+def test_a_directory_is_kept_as_it_is(tmp_path: Path) -> None:
+    entry = get_tree(Store(tmp_path), tree_builder())
+    assert get_tree(Store(tmp_path), never).tree == entry.tree
+    assert (entry.tree / "usr/file").read_text() == "text"
+    assert entry.tree_bytes == 4  # what a link leads to counts nothing
+
+
+def test_a_directory_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    shutil.rmtree(get_tree(store, tree_builder()).tree)
+    log = Log()
+    entry = Store(tmp_path).get_or_build("toolchain", "a", "amd64", {"n": 1}, tree_builder(), log)
+    assert (entry.tree / "usr/file").exists()
+    assert "its directory is gone" in log.messages[0]
+
+
+def test_a_directory_goes_with_its_entry_and_never_while_it_is_used(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    entry = get_tree(store, tree_builder())
+    orphan = tmp_path / "trees" / ("0" * 64)
+    orphan.mkdir()
+    (orphan / "file").write_text("12345")
+    assert Store(tmp_path).prune(keep_days=0) == 5
+    assert entry.tree.is_dir()
+    tree = entry.tree
+    del store, entry
+    gc.collect()
+    Store(tmp_path).prune(keep_days=0)
+    assert not tree.exists()

@@ -27,13 +27,19 @@ import yaml
 #: Everything that is too slow for every day: each signal in each phase, and more.
 ALL = os.environ.get("HARNESS_TEST_ALL", "") == "1"
 
-#: How long a run may take on a host that does other things too; only a hang takes it.
-PATIENCE_S = 180
+#: How long a run may take on a host that does much else too; only a hang takes it.
+PATIENCE_S = 900
+#: More than any run takes here, and less than one that waits for a machine that is gone: steps that must be cut short
+#: would go on for longer.
+UNWAITED_S = 300
+LONG_S = 1000
 _DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 _FORWARD = re.compile(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s")
 _UNHEARD = ("PYTEST_", "HARNESS_CONSOLE_", "COV_")
 
 only_all = pytest.mark.skipif(not ALL, reason="HARNESS_TEST_ALL is not 1")
+#: One of each kind of bad luck: a minute and a half of it belongs to every ``make test``.
+quick = pytest.mark.quick
 NO_CHANGE: Mapping[str, str | None] = {}
 
 _SAYS = {"guest.run": {"as": "said", "argv": ["echo", "hello"]}}
@@ -226,8 +232,8 @@ class Bench:
         before: Sequence[str] = (),
         environment: Mapping[str, str | None] = NO_CHANGE,
     ) -> Run:
-        """Start ``harness run`` under emulation, with the summary where :class:`Run` looks for it."""
-        fixed = ("--accel", "tcg", "--results", "results", "--json", self.root / "summary.json")
+        """Start ``harness run`` under emulation, from a cold boot, with the summary where :class:`Run` looks for it."""
+        fixed = ("--accel", "tcg", "--cold", "--results", "results", "--json", self.root / "summary.json")
         return self.start("run", *fixed, *arguments, before=before, environment=environment)
 
     def run(
@@ -271,7 +277,7 @@ class Bench:
             names = [f"process {process.pid} {process.name()}" for process in self.processes()]
             return names + [f"port {port}" for port in self.ports() & _listening()]
 
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while still := left():
             assert time.monotonic() < deadline, f"left behind: {', '.join(still)}"
             time.sleep(0.02)

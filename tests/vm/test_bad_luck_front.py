@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.vm.conftest import Bench, Done, slow
+from tests.vm.conftest import Bench, Done, quick, slow
 
 pytestmark = pytest.mark.vm
 
-SLEEPS = {"guest.run": {"argv": ["sleep", "30"]}}
+SLEEPS = {"guest.run": {"argv": ["sleep", "1000"], "timeout_s": 1000}}
 SAYS = {"guest.run": {"as": "said", "argv": ["echo", "hello"]}}
 NEVER = "said.stdout == 'good bye'"
 NO_INIT = {"kernel_args": ["rdinit=/bin/nonexistent"]}
@@ -22,7 +22,7 @@ NO_INIT = {"kernel_args": ["rdinit=/bin/nonexistent"]}
 # -- harness shell ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["ssh", "console"])
+@pytest.mark.parametrize("where", [pytest.param("ssh", marks=quick), pytest.param("console", marks=quick)])
 def test_a_shell_for_a_script(bench: Bench, where: str) -> None:
     """It ends when the script does, and so does the machine."""
     story = bench.scenario(load=[{"guest": "virtio_balloon"}])
@@ -42,8 +42,8 @@ def test_a_shell_for_a_script(bench: Bench, where: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        pytest.param(b"echo c > /proc/sysrq-trigger\nsleep 60\n", "sysrq triggered crash", id="panics"),
-        slow(b"reboot -f\nsleep 60\n", "the machine reset itself", id="resets"),
+        pytest.param(b"echo c > /proc/sysrq-trigger\nsleep 1000\n", "sysrq triggered crash", id="panics"),
+        pytest.param(b"reboot -f\nsleep 1000\n", "the machine reset itself", id="resets", marks=quick),
     ],
 )
 def test_a_shell_whose_machine_ends(bench: Bench, keys: bytes, words: str) -> None:
@@ -55,7 +55,7 @@ def test_a_shell_whose_machine_ends(bench: Bench, keys: bytes, words: str) -> No
 
 @pytest.mark.parametrize("number", [slow(signal.SIGTERM, id="SIGTERM"), slow(signal.SIGHUP, id="SIGHUP")])
 def test_a_shell_that_is_interrupted(bench: Bench, number: signal.Signals) -> None:
-    run = bench.start("shell", bench.scenario(), "--accel", "tcg", stdin=b"sleep 60\n")
+    run = bench.start("shell", bench.scenario(), "--accel", "tcg", stdin=b"sleep 1000\n")
     run.wait_for("Ctrl-]")
     run.signal(number)
     done = run.wait()
@@ -64,6 +64,7 @@ def test_a_shell_that_is_interrupted(bench: Bench, number: signal.Signals) -> No
     bench.nothing_is_left()
 
 
+@quick
 def test_a_shell_for_more_than_one_machine(bench: Bench) -> None:
     story = bench.scenario(boot={"machine": "${machine}"}, matrix={"machine": ["pc", "virt"]})
     done = bench.start("shell", story).wait()

@@ -16,7 +16,7 @@ from harness.errors import HostError
 from harness.machine.accel import choose
 from harness.progress import SilentProgress
 from harness.workspace import Workspace
-from tests.vm.conftest import ALL, Bench, Done, only_all, slow
+from tests.vm.conftest import UNWAITED_S, Bench, Done, only_all, quick, slow
 
 pytestmark = pytest.mark.vm
 
@@ -42,6 +42,7 @@ def nothing_booted(done: Done) -> None:
 # -- QEMU -------------------------------------------------------------------------------------------------------
 
 
+@quick
 def test_without_qemu(bench: Bench) -> None:
     done = bench.run(bench.scenario(), environment={"PATH": str(without_qemu(bench))})
     done.came_to(2, "error", "qemu-system-x86_64 is not installed", "hint: ", "make setup")
@@ -110,6 +111,7 @@ def listing(bench: Bench) -> list[str]:
     return (bench.root / "listing").read_text().split()
 
 
+@quick
 def test_temporary_files_without_room(bench: Bench) -> None:
     done = bench.run(bench.scenario(), before=on_a_small_disk(bench, bench.tmp, 16 << 10))
     done.came_to(2, "error", "No space left on device", "MiB are free", "hint: ", "TMPDIR")
@@ -125,21 +127,22 @@ def test_temporary_files_without_room(bench: Bench) -> None:
             [SAYS, {"guest.run": {"argv": ["sh", "-c", "head -c 6000000 /dev/zero | tr '\\0' x > /dev/console"]}}],
             id="in the middle",
         ),
-        pytest.param(8, [SAYS], id="from the beginning"),
-        slow(1100, [SAYS], id="during the boot"),
+        pytest.param(8, [SAYS], id="from the beginning", marks=quick),
+        slow(1092, [SAYS], id="during the boot"),
     ],
 )
 def test_results_without_room(bench: Bench, kib: int, drive: list[dict[str, Any]]) -> None:
     """QEMU drops what it cannot write to its logs, so evidence may be missing: no verdict on the product can be had."""
     before = on_a_small_disk(bench, bench.root / "results", kib)
-    done = bench.run(bench.scenario(drive=drive), before=before)
+    talkative = {"kernel_args": ["ignore_loglevel"]}
+    done = bench.run(bench.scenario(boot=talkative, drive=drive), before=before)
     result = done.came_to(2, "error", "free", "hint: ", "--results")
     assert "story" in result["id"]
     assert [name for name in listing(bench) if name != "story"] == []
-    assert done.seconds < 60
+    assert done.seconds < UNWAITED_S
 
 
-@pytest.mark.parametrize("mib", [24, *([90, 160] if ALL else [])])
+@pytest.mark.parametrize("mib", [pytest.param(24, marks=quick), slow(90), slow(160)])
 def test_an_image_store_without_room(bench: Bench, mib: int) -> None:
     cache = bench.root / "cache"
     before = on_a_small_disk(bench, cache, mib << 10)
@@ -172,7 +175,9 @@ RIGHT = {"machine": "pc", "module": "virtio_balloon", "verb": "balloon.inflate",
         ({"machine": "pcc"}, "4:12 boot.machine", ['unknown machine "pcc"', '"pc"?']),
         ({"module": "virtio_baloon"}, "6:12 load[0].guest", ['unknown module "virtio_baloon"', '"virtio_balloon"?']),
         ({"verb": "balloon.inflat"}, "8:5 drive[0].balloon.inflat", ["unknown verb", '"balloon.inflate"?']),
-        ({"parameter": "mibs"}, "8:31 drive[0].balloon.inflate.mibs", ["unknown key", '"mib"?']),
+        pytest.param(
+            {"parameter": "mibs"}, "8:31 drive[0].balloon.inflate.mibs", ["unknown key", '"mib"?'], marks=quick
+        ),
         ({"value": "-1"}, "8:36 drive[0].balloon.inflate.mib", ["0..", "got -1"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -221,6 +226,7 @@ def module(path: Path, *, machine: int, release: str) -> Path:
     return path
 
 
+@quick
 @pytest.mark.parametrize(
     ("machine", "release", "words"),
     [

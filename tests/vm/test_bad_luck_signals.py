@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from harness.images import Store
-from tests.vm.conftest import ALL, Bench, only_all, slow, until
+from tests.vm.conftest import ALL, LONG_S, UNWAITED_S, Bench, only_all, quick, slow, until
 
 pytestmark = pytest.mark.vm
 
-SLEEPS = {"guest.run": {"argv": ["sleep", "60"]}}
+SLEEPS = {"guest.run": {"argv": ["sleep", str(LONG_S)], "timeout_s": LONG_S}}
 SAYS = {"guest.run": {"as": "said", "argv": ["echo", "hello"]}}
 #: By phase, the line that a run prints when it enters it; ``drive`` when its second step runs.
 SIGNS = {"boot": ": boot", "load": ": load", "drive": "step 2/2"}
 
 
 def sleeper(bench: Bench) -> Path:
-    """A scenario that loads a module, and whose second step takes a minute."""
+    """A scenario that loads a module, and whose second step does not end by itself."""
     return bench.scenario("sleeper", load=[{"guest": "virtio_balloon"}], drive=[SAYS, SLEEPS])
 
 
@@ -35,6 +35,7 @@ def scratch(bench: Bench) -> list[str]:
 # -- SIGKILL ----------------------------------------------------------------------------------------------------
 
 
+@quick
 @pytest.mark.parametrize("phases", [("boot", "drive"), slow(("load",))])
 def test_a_harness_that_is_killed_takes_its_machine_with_it(bench: Bench, phases: tuple[str, ...]) -> None:
     """It cannot tidy up after itself, so the next run does."""
@@ -59,8 +60,8 @@ def test_a_harness_that_is_killed_takes_its_machine_with_it(bench: Bench, phases
 @pytest.mark.parametrize(
     ("number", "phase"),
     [
-        (signal.SIGTERM, "boot"),
-        (signal.SIGINT, "drive"),
+        pytest.param(signal.SIGTERM, "boot", marks=quick),
+        pytest.param(signal.SIGINT, "drive", marks=quick),
         slow(signal.SIGINT, "boot"),
         slow(signal.SIGINT, "load"),
         slow(signal.SIGTERM, "load"),
@@ -80,46 +81,49 @@ def test_a_harness_that_is_interrupted(bench: Bench, number: signal.Signals, pha
     result = done.came_to(2, "error", "interrupted", f"during {phase}")
     assert "interrupted: 1 not begun" in done.text
     assert "Traceback" not in done.text
-    assert done.seconds < 60
+    assert done.seconds < UNWAITED_S
     assert (result["evidence"].get("said") is not None) is (phase == "drive")
     kept = {path.name for path in Path(result["results"]).iterdir()}
     assert {"console-guest.log", "qmp.jsonl", "qemu.argv", "evidence.json"} <= kept
     bench.nothing_is_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=quick), slow(signal.SIGINT)])
 def test_an_interruption_during_teardown_comes_after_it(bench: Bench, number: signal.Signals) -> None:
-    """What has been judged stays judged; nothing else is begun."""
-    run = bench.start_run(bench.scenario("first"), bench.scenario("second"))
-    run.wait_for(": assert")
-    run.signal(number)
-    done = run.wait()
+    """What has been judged stays judged; nothing else is begun. The moment is short: it may take some tries."""
+    for _ in range(5):
+        run = bench.start_run(bench.scenario("first"), bench.scenario("second"))
+        run.wait_for(": assert")
+        run.signal(number)
+        done = run.wait()
+        assert done.status == 2, done.text
+        assert "interrupted" in done.text
+        bench.nothing_is_left()
+        if len(done.scenarios) == 1:
+            break
     result = done.only
-    assert done.status == 2, done.text
-    assert "interrupted" in done.text
     assert result["id"] == "first"
     written = json.loads((Path(result["results"]) / "result.json").read_text())
     assert written["verdict"] == result["verdict"]
     # It may have come a moment before the verdict.
     assert result["verdict"] == "pass" or result["reason"].startswith("interrupted"), result
-    bench.nothing_is_left()
 
 
 @only_all
 def test_an_interruption_of_a_run_with_workers(bench: Bench) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        before = set(bench.root.glob("results/*/console-guest.log"))
         run = bench.start_run("-j", "2", sleeper(bench), bench.scenario("second", drive=[SAYS, SLEEPS]))
 
-        def both_run() -> bool:
-            names = [process.name() for process in bench.processes()]
-            return sum(name.startswith("qemu-system") for name in names) == 2
+        def both_are_up(before: set[Path] = before) -> bool:
+            begun = set(bench.root.glob("results/*/console-guest.log")) - before
+            return len(begun) == 2 and all(b"harness: ready" in log.read_bytes() for log in begun)
 
-        run.until(both_run, "two QEMUs ran")
-        time.sleep(3)
+        run.until(both_are_up, "two guests were up")
         run.signal(number)
         done = run.wait()
         assert done.status == (2 if number != signal.SIGKILL else -number), done.text
-        until(lambda: not bench.processes(), "the workers' end", timeout_s=30)
+        until(lambda: not bench.processes(), "the workers' end")
         bench.nothing_is_left()
 
 
@@ -134,7 +138,7 @@ def build_until(bench: Bench, cache: Path, sign: str, number: signal.Signals) ->
     assert run.process.poll() is None, f"the build is over, and was not interrupted:\n{run.text}"
     run.signal(number)
     done = run.wait()
-    until(lambda: not bench.processes(), "the end of what it had started", timeout_s=10)
+    until(lambda: not bench.processes(), "the end of what it had started")
     if number == signal.SIGKILL:
         assert done.status == -signal.SIGKILL
     else:

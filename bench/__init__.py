@@ -1,0 +1,1 @@
+"""How long things take: the harness beside a plain script and beside its peers. Run as ``python -m bench``."""

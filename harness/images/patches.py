@@ -1,0 +1,57 @@
+"""Patches of the user's, applied to a build directory in a toolchain's root."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import BuildFailed, HostError
+from harness.images.toolchain import BUILD, Toolchain
+
+_NAME = "under-test.patch"
+_FILE = re.compile(r"^(?:patching|checking) file '?(?P<file>[^']+?)'?$")
+_HUNK = re.compile(r"^Hunk #(?P<hunk>\d+) (?:FAILED|NOT MERGED) at (?P<line>\d+)")
+_NO_FILE = re.compile(r"^[|+-]{1,4} ?(?:\+\+\+|---) (?:[ab]/)?(?P<file>\S+)")
+
+
+def apply(
+    toolchain: Toolchain, patches: Sequence[tuple[Path, bytes]], build: Path, known: str, deadline: Deadline
+) -> None:
+    """Apply patches in order, as ``patch -p1`` does.
+
+    :param patches: where the user has each, and its content.
+    :param known: what can be patched, for the hint.
+    :raises BuildFailed: one does not apply; says which file and hunk.
+    """
+    for source, content in patches:
+        (build / _NAME).write_bytes(content)
+        argv = ["patch", "-p1", "--forward", "--batch", "--no-backup-if-mismatch", "-i", str(BUILD / _NAME)]
+        lines: list[str] = []
+        try:
+            toolchain.run(argv, build, deadline, on_line=lines.append)
+        except HostError as error:
+            if not lines:
+                raise
+            raise BuildFailed(
+                f"{source} does not apply: {refusal(lines)}", hint=f"it must apply to {known}", tail=lines[-20:]
+            ) from error
+        finally:
+            (build / _NAME).unlink()
+
+
+def refusal(lines: Sequence[str]) -> str:
+    """Which file and hunk ``patch`` refused, from what it printed."""
+    file = ""
+    for number, line in enumerate(lines):
+        if match := _FILE.match(line):
+            file = match["file"]
+        elif match := _HUNK.match(line):
+            return f"{file}, hunk {match['hunk']} at line {match['line']}"
+        elif "can't find file to patch" in line:
+            named = [found["file"] for text in lines[number:] if (found := _NO_FILE.match(text))]
+            return f"there is no {named[-1] if named else 'such file'}"
+        elif "previously applied" in line or "already exists" in line:
+            return f"{file}: it is applied already"
+    return lines[-1]

@@ -1,0 +1,153 @@
+"""What one machine boots and loads: recipes' components, and those under test in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import HostError
+from harness.images import Images, Kernel
+from harness.images.modules import DIRECTORY, build_id, module_name
+from harness.images.under_test import KERNEL, XEN, Candidate, Override
+from harness.machine.machine import Machine
+from harness.machine.spec import Profile
+from harness.result import UnderTest
+from harness.scenario.model import Scenario
+
+
+def components_of(scenario: Scenario, profile: Profile) -> frozenset[str]:
+    """What a scenario uses that can be put under test."""
+    own = {XEN} if profile.hypervisor is not None else set()
+    return frozenset({KERNEL, *own, *(item.module for item in scenario.load)})
+
+
+def recorded(tested: Candidate) -> UnderTest:
+    """What a result says of a component under test."""
+    override = tested.override
+    return UnderTest(
+        component=override.component,
+        kind=override.kind,
+        source=override.source,
+        source_sha256=override.sha256 if override.contents else "",
+        sha256=tested.sha256,
+        describe=tested.describe,
+        version=tested.version,
+        replaced=tested.replaced,
+    )
+
+
+@dataclass
+class Candidates:
+    """The components of one machine, those under test built when they are first asked for.
+
+    :param overrides: what is under test, by component; all of it is used by this machine.
+    :param kernel: the recipe's.
+    :param early: modules that are loaded at boot.
+    :param wanted: modules that are loaded afterwards.
+    :param hypervisor_name: the recipe's below it, where there is one.
+    :param late: whether a module can be brought to the guest when it has booted.
+    """
+
+    images: Images
+    overrides: Mapping[str, Override]
+    kernel: Kernel
+    early: Sequence[str]
+    wanted: Sequence[str]
+    hypervisor_name: str | None = None
+    late: bool = True
+
+    def build(self) -> None:
+        """Build now what is built for the kernel; raises as :meth:`Images.tested_module`."""
+        _ = self.all
+
+    @property
+    def all(self) -> list[Candidate]:
+        """Everything that is under test."""
+        whole = [item for item in (self._tested_hypervisor, self._tested_kernel) if item]
+        return [*whole, *self._modules.values()]
+
+    @property
+    def kernel_image(self) -> Path:
+        """What is booted."""
+        return self._tested_kernel.path if self._tested_kernel else self.kernel.image
+
+    @property
+    def release(self) -> str:
+        """The release of the kernel that is booted."""
+        return self._tested_kernel.version if self._tested_kernel else self.kernel.release
+
+    @property
+    def kernel_sha256(self) -> dict[str, str]:
+        """The hash of a kernel under test, as versions have it; nothing where there is none."""
+        return {"kernel_sha256": self._tested_kernel.sha256} if self._tested_kernel else {}
+
+    @property
+    def hypervisor(self) -> tuple[Path, str]:
+        """The hypervisor that is booted, of the recipe or in its place, and its version."""
+        if self._tested_hypervisor:
+            return self._tested_hypervisor.path, self._tested_hypervisor.version or "under test"
+        assert self.hypervisor_name is not None, "a machine that has a hypervisor says which"
+        stock = self.images.hypervisor(self.hypervisor_name, self.kernel.arch)
+        return stock.image, stock.version
+
+    @cached_property
+    def segment(self) -> Path:
+        """The initramfs segment with the modules. One that can come late is not in it: the machine is the usual one."""
+        if self.release != self.kernel.release:
+            return self.images.builtin_segment(self.kernel, self.early, self.wanted, self.release)
+        there = {name: tested for name, tested in self._modules.items() if name not in self._late}
+        return self.images.segment(self.kernel, self.early, self.wanted, there)
+
+    def bring(self, machine: Machine, module: str, deadline: Deadline) -> None:
+        """Put a module under test into a booted guest, when it is not there yet."""
+        if (tested := self._late.get(module)) is not None:
+            target = f"/{DIRECTORY}/{module_name(module)}.ko"
+            machine.ssh(deadline).run(["dd", f"of={target}"], stdin=tested.path.read_bytes(), deadline=deadline)
+
+    def check_loaded(self, module: str, found: str) -> None:
+        """Compare what a guest has loaded with what is under test: a result must not speak of anything else.
+
+        :param found: the build id of the loaded module; empty where it has none.
+        :raises HostError: it is another one.
+        """
+        tested = self._modules.get(module)
+        wanted = build_id(tested.path.read_bytes()) if tested else ""
+        if wanted and found and wanted != found:
+            raise HostError(
+                f"the guest has loaded another module {module} than the one under test",
+                hint=f"its build id is {found}, not {wanted}: is it loaded at boot, or built into the kernel?",
+            )
+
+    def fingerprint(self) -> dict[str, str]:
+        """The hashes of what comes late: a machine that has it is not the usual one any more."""
+        return {name: tested.sha256 for name, tested in self._late.items()}
+
+    @cached_property
+    def _tested_kernel(self) -> Candidate | None:
+        override = self.overrides.get(KERNEL)
+        return None if override is None else self.images.tested_kernel(override, self.kernel)
+
+    @cached_property
+    def _tested_hypervisor(self) -> Candidate | None:
+        override = self.overrides.get(XEN)
+        if override is None or self.hypervisor_name is None:
+            return None
+        return self.images.tested_hypervisor(override, self.hypervisor_name, self.kernel.arch)
+
+    @cached_property
+    def _modules(self) -> dict[str, Candidate]:
+        modules = {name: item for name, item in self.overrides.items() if name not in (KERNEL, XEN)}
+        return {name: self.images.tested_module(override, self.kernel) for name, override in modules.items()}
+
+    @cached_property
+    def _late(self) -> dict[str, Candidate]:
+        if not self.late or self.release != self.kernel.release:
+            return {}
+        return {
+            name: tested
+            for name, tested in self._modules.items()
+            if self.images.can_come_late(self.kernel, self.early, self.wanted, tested)
+        }
