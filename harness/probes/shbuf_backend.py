@@ -109,15 +109,17 @@ class Backend:
         """Make the device's nodes; where a dead backend left them, take its place."""
 
         def work(store: Xenstore) -> None:
-            store.write(f"{self._back}/state", str(INITIALISING))
             if store.read(f"{self._front}/state") is not None:
+                store.write(f"{self._back}/state", str(INITIALISING))
                 return
+            # What is made below a node inherits its permissions: they come first.
             pair = ((self._front, [f"n{self._domain}", "r0"]), (self._back, ["n0", f"r{self._domain}"]))
             for path, perms in pair:
                 store.mkdir(path)
                 store.set_perms(path, perms)
             front = {"backend": self._back, "backend-id": "0", "state": str(INITIALISING), **self._device.nodes()}
             back = {"frontend": self._front, "frontend-id": str(self._domain), "online": "1", "versions": "1,2"}
+            back["state"] = str(INITIALISING)
             for name, value in front.items():
                 store.write(f"{self._front}/{name}", value)
             for name, value in back.items():
