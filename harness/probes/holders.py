@@ -6,6 +6,7 @@ answers with one object. It can be killed with all that it holds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     Answer = dict[str, Any]
 
 _holders: dict[str, tuple[int, TextIO]] = {}  # name: (pid, stream to it)
+
+
+class HolderDied(RuntimeError):
+    """A holder ended instead of answering; :func:`end` tells of what."""
 
 
 def start(name: str, serve: Callable[[socket.socket], None]) -> int:
@@ -48,12 +53,19 @@ def call(name: str, operation: str, **arguments: object) -> Answer:
     """Let a holder do something, and give what it says.
 
     :raises OSError: with the errno of one that the holder met.
-    :raises RuntimeError: it failed in another way, or died.
+    :raises HolderDied: it died.
+    :raises RuntimeError: it failed in another way.
     """
     stream = _holders[name][1]
-    stream.write(json.dumps([operation, arguments]) + "\n")
-    stream.flush()
-    answer: Answer = json.loads(stream.readline() or '{"failure": "it died", "errno": null}')
+    try:
+        stream.write(json.dumps([operation, arguments]) + "\n")
+        stream.flush()
+        line = stream.readline()
+    except (BrokenPipeError, ConnectionResetError):
+        line = ""
+    if not line:
+        raise HolderDied(f"{operation}: it died")
+    answer: Answer = json.loads(line)
     if "failure" in answer:
         told = f"{operation}: {answer['failure']}"
         raise OSError(answer["errno"], told) if answer["errno"] else RuntimeError(told)
@@ -70,10 +82,12 @@ def answer_one(target: object, line: str) -> str:
     return json.dumps(answer) + "\n"
 
 
-def end(name: str, kill: bool = False) -> None:
-    """End a holder: by closing its socket, or by SIGKILL with everything alive."""
+def end(name: str, kill: bool = False) -> int:
+    """End a holder: by closing its socket, or by SIGKILL with everything alive. Gives the signal it died of, or 0."""
     pid, stream = _holders.pop(name)
     if kill:
         os.kill(pid, signal.SIGKILL)
-    stream.close()
-    os.waitpid(pid, 0)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        stream.close()
+    _, status = os.waitpid(pid, 0)
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
