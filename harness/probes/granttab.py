@@ -56,8 +56,10 @@ def _table(domain: int) -> bytes:
             anchor = ctypes.c_char.from_buffer(window)
             address = ctypes.addressof(anchor)
             request = struct.pack("<HxxIIIQQ", domain, _RESOURCE_GRANT_TABLE, _SHARED, 0, frames, address)
-            fcntl.ioctl(privcmd, _MMAP_RESOURCE, bytearray(request))
-            del anchor
+            try:
+                fcntl.ioctl(privcmd, _MMAP_RESOURCE, bytearray(request))
+            finally:
+                del anchor  # or the window could not be closed
             return bytes(window)
     finally:
         os.close(privcmd)
@@ -69,8 +71,10 @@ def _size(privcmd: int, domain: int) -> int:
         argument[:16] = struct.pack("<HxxIIhxx", domain, 0, 0, 0)
         anchor = ctypes.c_char.from_buffer(argument)
         call = struct.pack("<6Q", _GRANT_TABLE_OP, _QUERY_SIZE, ctypes.addressof(anchor), 1, 0, 0)
-        fcntl.ioctl(privcmd, _HYPERCALL, bytearray(call))
-        del anchor
+        try:
+            fcntl.ioctl(privcmd, _HYPERCALL, bytearray(call))
+        finally:
+            del anchor
         _, frames, _, status = struct.unpack("<HxxIIhxx", argument[:16])
     if status:
         raise OSError(f"GNTTABOP_query_size says {status}")
