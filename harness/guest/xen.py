@@ -132,6 +132,8 @@ class Domain:
 
         :raises CommandFailed: xl cannot.
         """
+        if self.plan.virtio_mmio:
+            self._dom0.call("domain.let_go", deadline=deadline, domain=self.name)
         self._dom0.ssh(deadline).run(["xl", "destroy", self.name], deadline=deadline)
 
     def call(self, function: str, *, deadline: Deadline, **arguments: Any) -> Any:

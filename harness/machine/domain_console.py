@@ -9,6 +9,9 @@ from harness.deadline import Deadline
 from harness.guest.ssh import Ssh, Stream
 from harness.machine.console import Console
 
+#: The end of its input is the end of the connection: alone, tail would go on in a saved machine.
+_FOLLOW = 'tail -F -c "$1" "$2" & cat >/dev/null; kill $!'
+
 
 class DomainConsole(Console):
     """One domain's console.
@@ -29,7 +32,7 @@ class DomainConsole(Console):
     def follow(self, ssh: Ssh, deadline: Deadline) -> None:
         """Go on over this connection. The file need not exist yet."""
         self._fetch()
-        self._stream = ssh.stream(["tail", "-F", "-c", f"+{self._size + 1}", self._source], deadline)
+        self._stream = ssh.stream(["sh", "-c", _FOLLOW, "sh", f"+{self._size + 1}", self._source], deadline)
 
     def catch_up(self, ssh: Ssh, deadline: Deadline) -> None:
         """Bring the rest now; ``tail`` looks once a second only. Nothing is followed afterwards."""

@@ -148,8 +148,7 @@ class Backend:
             ready, _, _ = select.select(listened, [], [], self._server.pause_s)
             if evtchn.fileno() in ready:
                 self._server.on_event()
-            elif not ready:
-                self._server.look_at_all()
+            self._server.look_in_time()
             for name, fd in list(self._eventfds.items()):
                 if fd in ready:
                     self._serve_queue(name)

@@ -32,6 +32,8 @@ PATIENCE_S = 0.5
 #: A kernel that has missed so many is given no more time, or a burst would take minutes.
 _TRUSTED_MISSES = 3
 _IMPATIENCE_S = 0.005
+#: How often requests are looked at without an event: one may be lost.
+_PAUSE_S = 0.1
 
 
 class Request:
@@ -82,6 +84,7 @@ class Server:
         self.ports = [self.evtchn.bind_interdomain(domain, request.port) for request in requests]
         self.missed = [0] * self.vcpus
         self.events = [0] * self.vcpus
+        self._looked = 0.0
         self._expects = expects
         self._handle = handle
         self._waiting: dict[int, tuple[int, float]] = {}  # vCPU: what had been delivered, and when that was seen
@@ -125,13 +128,19 @@ class Server:
 
     def look_at_all(self) -> None:
         """See to all requests, also those whose event was lost."""
+        self._looked = time.monotonic()
         for vcpu in range(self.vcpus):
             self.look(vcpu)
 
+    def look_in_time(self) -> None:
+        """The same, when it is time."""
+        if time.monotonic() - self._looked >= self.pause_s:
+            self.look_at_all()
+
     @property
-    def pause_s(self) -> float | None:
-        """After how long somebody must look again, event or not; None when nothing is waited for."""
-        return _IMPATIENCE_S if self._waiting else None
+    def pause_s(self) -> float:
+        """After how long somebody must look again, event or not."""
+        return _IMPATIENCE_S if self._waiting else _PAUSE_S
 
     def complete(self, vcpu: int, data: int) -> None:
         """Answer a request, and let the vCPU go on."""

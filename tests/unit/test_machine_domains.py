@@ -78,9 +78,9 @@ class Ssh:
         self.streams: list[Stream] = []
 
     def stream(self, argv: list[str], deadline: Deadline) -> Stream:
-        assert argv[:3] == ["tail", "-F", "-c"]
-        assert argv[4] == "/log"
-        self.followed.append(int(argv[3]))
+        assert argv[:2] == ["sh", "-c"]
+        assert argv[5] == "/log"
+        self.followed.append(int(argv[4]))
         self.streams.append(Stream())
         return self.streams[-1]
 

@@ -88,6 +88,15 @@ def test_a_domain_that_does_not_answer(domain: ModuleType, server: Server, tmp_p
     assert server.nodes[f"{HOME}/data/harness/asked"] == b"2 1"
 
 
+def test_the_backends_of_virtio_devices_are_said_to_be_closed(domain: ModuleType, server: Server) -> None:
+    assert domain.let_go("guest") == {"devices": 0}
+    base = "/local/domain/0/backend/virtio/7"
+    server.nodes |= {f"{base}/0/state": b"2", f"{base}/1/state": b"2", "/local/domain/0/backend/virtio/8/0/state": b"2"}
+    assert domain.let_go("guest") == {"devices": 2}
+    assert [server.nodes[f"{base}/{n}/state"] for n in (0, 1)] == [b"6", b"6"]
+    assert server.nodes["/local/domain/0/backend/virtio/8/0/state"] == b"2"
+
+
 def test_a_domain_that_is_not_there(domain: ModuleType) -> None:
     assert domain.identify("Domain-0") == 0
     with pytest.raises(LookupError, match="there is no domain nobody"):
