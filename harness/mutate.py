@@ -20,7 +20,7 @@ from harness.machine.accel import Request
 from harness.report import summary
 from harness.report.progress import Silent, for_console
 from harness.result import SCHEMA, ScenarioResult, Verdict, write_json
-from harness.runner import Observer, Runner, Settings
+from harness.runner import Interrupted, Observer, Runner, Settings
 from harness.scenario.model import Scenario
 from harness.workspace import Workspace
 
@@ -131,15 +131,14 @@ class Gauntlet:
         self._scenarios = passed
 
     def run(self, override: Override) -> Mutant:
-        """Run scenarios against one mutant until one fails: those that have killed most first, then the quickest."""
+        """Run scenarios against one mutant until one fails, in the order of :meth:`_order`."""
         source = override.sources[0]
         summary = override.contents[0].decode("utf-8", "replace").partition("\n")[0].strip()
         mutant = Mutant(source.stem, "" if summary.startswith("---") else summary, Fate.SURVIVED)
         started = time.monotonic()
         overrides = {self._component: override}
-        order = sorted(self._scenarios, key=lambda item: (-self._kills.get(item.id, 0), self._took[item.id]))
         runner = self._runner(self._results / mutant.name, overrides)
-        for scenario in order:
+        for scenario in self._order():
             if refused := list(self._workspace.prepare([scenario], overrides).values()):
                 mutant.fate = Fate.NOT_BUILT if isinstance(refused[0], BuildFailed) else Fate.ERROR
                 mutant.by, mutant.why = "", refused[0].message
@@ -156,6 +155,19 @@ class Gauntlet:
                     break
         mutant.seconds = time.monotonic() - started
         return mutant
+
+    def _order(self) -> list[Scenario]:
+        """One row of each file's matrix before any other; among them those that have killed most, then the quickest.
+
+        Another row seldom sees what the first has not, and many a mutant is seen by one file alone.
+        """
+        preferred = sorted(self._scenarios, key=lambda item: (-self._kills.get(item.id, 0), self._took[item.id]))
+        rows: dict[str, int] = {}
+        turn: dict[str, int] = {}
+        for item in preferred:
+            file = item.id.partition("[")[0]
+            turn[item.id] = rows[file] = rows.get(file, 0) + 1
+        return sorted(preferred, key=lambda item: turn[item.id])
 
     def _factor(self, scenario: Scenario, result: ScenarioResult) -> float:
         """By how much the accelerator stretches a scenario's time limit."""
@@ -215,7 +227,10 @@ def run_gauntlet(
             for mutant in mutants:
                 done.append(gauntlet.run(mutant))
                 print_mutant(console, done[-1])
-    finally:  # Ctrl-C included: what has been found out is told
+    except Interrupted as error:  # what has been found out is told all the same
+        print_mutants(console, done)
+        raise KeyboardInterrupt from error
+    finally:
         observer.close()
         if json_file is not None:
             write_json(json_file.absolute(), summary_json(component, baseline, done))

@@ -117,6 +117,14 @@ def test_a_mutant_ends_at_its_first_failure(tmp_path: Path, monkeypatch: pytest.
     assert run(mutant_of(tmp_path, "three")).fate is Fate.SURVIVED
 
 
+def test_each_file_has_its_turn_before_another_row_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = gauntlet(Course({}), tmp_path, monkeypatch)
+    took = {"a[pc]": 1.0, "a[virt]": 2.0, "b[pc]": 9.0, "b[virt]": 8.0, "c": 5.0}
+    made._scenarios = [SimpleScenario(name) for name in took]  # type: ignore[misc]
+    made._took, made._kills = took, {"b[pc]": 1, "a[virt]": 1}
+    assert [item.id for item in made._order()] == ["a[virt]", "b[pc]", "c", "a[pc]", "b[virt]"]
+
+
 def test_an_error_is_no_kill_and_two_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     course = Course(
         {
