@@ -11,7 +11,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,13 +79,20 @@ def subject(workspace: Workspace, name: str) -> Subject:
     return Subject(plan, BootFiles(kernel.image, segments), workspace.accelerator("auto", profile.arch))
 
 
-def with_harness(machine: Subject) -> float:
-    """Seconds from before QEMU's start until the harness has the answer to its first command."""
+@contextmanager
+def not_started(machine: Subject) -> Iterator[Machine]:
+    """The harness's own machine; nothing of it outlives the block."""
     with (
         tempfile.TemporaryDirectory() as results,
         scratch_directory() as scratch,
-        Machine(machine.plan, machine.files, machine.accelerator, results=Path(results), scratch=scratch) as running,
+        Machine(machine.plan, machine.files, machine.accelerator, results=Path(results), scratch=scratch) as made,
     ):
+        yield made
+
+
+def with_harness(machine: Subject) -> float:
+    """Seconds from before QEMU's start until the harness has the answer to its first command."""
+    with not_started(machine) as running:
         started = time.monotonic()
         running.boot()
         deadline = Deadline.after(60, "the first command")
@@ -94,11 +102,7 @@ def with_harness(machine: Subject) -> float:
 
 def with_harness_warm(machine: Subject, saved: Saved) -> float:
     """The same, from a saved machine, which becomes one of its own."""
-    with (
-        tempfile.TemporaryDirectory() as results,
-        scratch_directory() as scratch,
-        Machine(machine.plan, machine.files, machine.accelerator, results=Path(results), scratch=scratch) as running,
-    ):
+    with not_started(machine) as running:
         started = time.monotonic()
         deadline = Deadline.after(60, "the first command")
         take_up(running, saved.state, saved.identity, deadline)
@@ -108,11 +112,7 @@ def with_harness_warm(machine: Subject, saved: Saved) -> float:
 
 def save(machine: Subject, directory: Path) -> Saved:
     """A saved machine for both sides."""
-    with (
-        tempfile.TemporaryDirectory() as results,
-        scratch_directory() as scratch,
-        Machine(machine.plan, machine.files, machine.accelerator, results=Path(results), scratch=scratch) as running,
-    ):
+    with not_started(machine) as running:
         running.boot()
         saved = Saved(directory / "state", directory / "running", running.identity)
         fork(running, saved.state, Deadline.after(60, "the machine to be saved"))

@@ -32,18 +32,22 @@ else:  # beside this file, in the guest
 WINDOWS, WINDOW_BYTES, FIRST_IRQ = 0x02000000, 0x200, 33
 NOTIFY = virtio_device.R_NOTIFY
 _DEASSIGN = 1
+#: Where a backend maps its requests: by its pid, or at one place for all. Linux 6.12 keeps ioeventfds in one list by
+#: that address alone, whichever process it is of.
+_PAGES, _PAGES_APART = 0x7000_0000_0000, 1 << 20
 #: Kinds of requests that are told apart, of those that came back.
 _KINDS = 64
 
 
-def start(backend: str, domain: str, devices: list[str]) -> Answer:
+def start(backend: str, domain: str, devices: list[str], page: str = "own") -> Answer:
     """Start a backend for a domain.
 
+    :param page: whether the address of its page with requests is its ``own``, or ``shared`` with other backends.
     :param devices: for each of the domain's windows, in order, a name of ``virtio_device.DEVICES`` or ``none``.
     :raises OSError: ENOSYS or EOPNOTSUPP, where Xen has no ioreq servers.
     """
     number = domains.identify(domain)
-    pid = holders.start(backend, lambda connection: _serve(connection, number, devices))
+    pid = holders.start(backend, lambda connection: _serve(connection, number, devices, page))
     try:
         return {**holders.call(backend, "facts"), "pid": pid}
     except (OSError, RuntimeError):
@@ -76,10 +80,10 @@ def _held_by(fd: int) -> int:
         return next(int(line.split()[1], 16) for line in file if line.startswith("eventfd-count"))
 
 
-def _serve(connection: socket.socket, domain: int, devices: list[str]) -> None:
+def _serve(connection: socket.socket, domain: int, devices: list[str], page: str) -> None:
     lines = connection.makefile("rw")
     try:
-        backend = Backend(domain, devices)
+        backend = Backend(domain, devices, _PAGES + (os.getpid() * _PAGES_APART if page == "own" else 0))
     except OSError as error:
         # The first call is answered with what went wrong.
         lines.readline()
@@ -117,10 +121,10 @@ class Assignment:
 class Backend:
     """The backend itself, in its process. Its public methods are what :func:`call` can ask for."""
 
-    def __init__(self, domain: int, devices: list[str]) -> None:
+    def __init__(self, domain: int, devices: list[str], page_near: int) -> None:
         self._domain = domain
         windows = [(WINDOWS + WINDOW_BYTES * number, WINDOW_BYTES) for number in range(len(devices))]
-        self._server = ioreq.Server(domain, windows, self._expects, self._handle)
+        self._server = ioreq.Server(domain, windows, self._expects, self._handle, page_near)
         self._memory = virtio_device.GuestMemory(self._server.privcmd, domain)
         self._devices: dict[int, virtio_device.Device] = {}
         for number, name in enumerate(devices):

@@ -58,6 +58,7 @@ class Server:
     :param windows: (first address, size) of each range that is served.
     :param expects: gives how often the kernel has completed requests of this kind; None when it is not the kernel's.
     :param handle: answers a request that is ours: what a read gives. Called for each vCPU and request.
+    :param page_near: the address that the page with the requests is to have.
     """
 
     def __init__(
@@ -66,13 +67,14 @@ class Server:
         windows: list[tuple[int, int]],
         expects: Callable[[Request], int | None],
         handle: Callable[[int, Request], int],
+        page_near: int = 0,
     ) -> None:
         self.domain = domain
         self.privcmd = Privcmd()
         self.evtchn = Evtchn()
         self.vcpus = self.privcmd.nr_vcpus(domain)
         self.number = self.privcmd.create_server(domain)
-        self.page = self.privcmd.map_ioreq(domain, self.number)
+        self.page = self.privcmd.map_ioreq(domain, self.number, page_near)
         for start, size in windows:
             self.privcmd.map_range(domain, self.number, start, start + size - 1)
         self.privcmd.enable(domain, self.number, True)

@@ -33,23 +33,34 @@ def _cell(window: int, offset: int, size: int) -> Any:
 
 
 def access(
-    window: int, offset: int, size: int, value: int | None, count: int = 1, vcpu: int | None = None
+    window: int,
+    offset: int,
+    size: int,
+    value: int | None,
+    count: int = 1,
+    vcpu: int | None = None,
+    pause_s: float = 0,
 ) -> dict[str, Any]:
-    """Write a value, or read when there is none, so many times. Each access waits until somebody has completed it."""
+    """Write a value, or read when there is none, so many times. Each access waits until somebody has completed it.
+
+    :param pause_s: between accesses; it does not count.
+    """
     cell = _cell(window, offset, size)
     everywhere = os.sched_getaffinity(0)
     if vcpu is not None:
         os.sched_setaffinity(0, {vcpu})
-    started = time.perf_counter()
+    read, seconds = [], 0.0
     try:
-        if value is None:
-            read = [cell.value for _ in range(count)]
-        else:
-            read = []
-            for _ in range(count):
+        for _ in range(count):
+            started = time.perf_counter()
+            if value is None:
+                read.append(cell.value)
+            else:
                 cell.value = value
+            seconds += time.perf_counter() - started
+            if pause_s:
+                time.sleep(pause_s)
     finally:
-        seconds = time.perf_counter() - started
         os.sched_setaffinity(0, everywhere)
     return {"count": count, "read": read[:16], "seconds": round(seconds, 6)}
 
@@ -68,10 +79,10 @@ def burst(queues: dict[str, int], count: int, window: int = 0) -> dict[str, Any]
 
 def start(name: str, queue: int, vcpu: int, window: int = 0) -> dict[str, Any]:
     """Notify without end, in the background."""
-    stop_here, stop_there = os.pipe()
-    pid, result = _fork(vcpu, window, queue, None, stop_here)
-    os.close(stop_here)
-    _traffic[name] = (pid, stop_there, result)
+    reader, writer = os.pipe()
+    pid, result = _fork(vcpu, window, queue, None, (reader, writer))
+    os.close(reader)
+    _traffic[name] = (pid, writer, result)
     return {}
 
 
@@ -82,8 +93,10 @@ def finish(name: str) -> dict[str, Any]:
     return {"done": _result(pid, result)}
 
 
-def _fork(vcpu: int, window: int, queue: int, count: int | None, stop: int | None = None) -> tuple[int, int]:
-    """A process that notifies from one vCPU: so often, or until the other end of a pipe is closed."""
+def _fork(
+    vcpu: int, window: int, queue: int, count: int | None, until: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """A process that notifies from one vCPU: so often, or until the writing end of a pipe is closed."""
     cell = _cell(window, 0x50, 4)
     reader, writer = os.pipe()
     pid = os.fork()
@@ -95,12 +108,13 @@ def _fork(vcpu: int, window: int, queue: int, count: int | None, stop: int | Non
             os.close(other)
         os.sched_setaffinity(0, {vcpu})
         done = 0
-        if stop is not None:
-            os.set_blocking(stop, False)
+        if until is not None:
+            os.set_blocking(until[0], False)
+            os.close(until[1])
         while count is None or done < count:
             cell.value = queue
             done += 1
-            if stop is not None and done % 8 == 0 and _closed(stop):
+            if until is not None and done % 8 == 0 and _closed(until[0]):
                 break
         os.write(writer, json.dumps(done).encode())
     finally:
@@ -136,7 +150,7 @@ def interrupts() -> dict[str, Any]:
 def read_hwrng(size: int, count: int) -> dict[str, Any]:
     """Read from /dev/hwrng, whose own thread is told to keep off."""
     with open("/sys/class/misc/hw_random/rng_quality", "w") as quality:
-        quality.write("0")
+        quality.write("0\n")  # less than two characters are refused
     fd = os.open("/dev/hwrng", os.O_RDONLY)
     try:
         return {"reads": [os.read(fd, size).hex() for _ in range(count)]}

@@ -119,9 +119,12 @@ class Privcmd:
 
     # -- mappings
 
-    def map_ioreq(self, domain: int, server: int) -> Mapping:
-        """The page with the requests of a server."""
-        mapping = self._reserve(1)
+    def map_ioreq(self, domain: int, server: int, near: int = 0) -> Mapping:
+        """The page with the requests of a server.
+
+        :param near: the address that it is to have, if nothing else is there.
+        """
+        mapping = self._reserve(1, near)
         request = struct.pack("=HxxIIIQQ", domain, _RESOURCE_IOREQ_SERVER, server, _FRAME_IOREQ, 1, mapping.address)
         self._check(self.call(MMAP_RESOURCE, bytearray(request)), "the server's page")
         return mapping
@@ -136,10 +139,10 @@ class Privcmd:
         self._check(code, f"{len(frames)} foreign pages")
         return mapping
 
-    def _reserve(self, pages: int) -> Mapping:
+    def _reserve(self, pages: int, near: int = 0) -> Mapping:
         """Addresses for a mapping of their own: the kernel looks at the whole of the area that it is asked about."""
         size = pages * PAGE
-        address = _LIBC.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, self.fd, 0)
+        address = _LIBC.mmap(near or None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, self.fd, 0)
         if address in (None, _MAP_FAILED):
             raise OSError(ctypes.get_errno(), "mmap of privcmd")
         return Mapping(address, size)

@@ -20,7 +20,7 @@ FEATURE = "ioeventfd"
 
 #: ENOSYS, EOPNOTSUPP, ENOTTY: errno.h of Linux. Without ioreq servers Xen answers with one of the first two.
 _NO_SERVERS = (38, 95)
-_NO_EVENTFD = ("EOPNOTSUPP", "ENOTTY")
+_NO_EVENTFD = ("ENOTSUP", "EOPNOTSUPP", "ENOTTY")
 _Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 U16 = Annotated[int, Field(ge=0, lt=1 << 16)]
 U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -55,6 +55,9 @@ class Serve(OfBackend):
     interrupts: Annotated[
         Literal["dm_op", "irqfd"], Field(description="how devices raise theirs; irqfds are assigned at once")
     ] = "dm_op"
+    page: Annotated[
+        Literal["own", "shared"], Field(description="whether other backends map their requests at the same address")
+    ] = "own"
 
 
 class Served(Evidence):
@@ -69,7 +72,11 @@ def serve(context: Context, params: Serve) -> Served:
     """Start a backend in dom0: create an ioreq server for a domain and enable it."""
     try:
         answer = context.call(
-            "backend.start", backend=params.backend, domain=params.domain, devices=list(params.devices)
+            "backend.start",
+            backend=params.backend,
+            domain=params.domain,
+            devices=list(params.devices),
+            page=params.page,
         )
     except ProbeError as error:
         if error.errno not in _NO_SERVERS:

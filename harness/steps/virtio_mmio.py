@@ -35,6 +35,7 @@ class Notify(InDomain):
     size: int = 4
     count: _Count = 1
     vcpu: _Vcpu | None = None
+    pause_s: Annotated[float, Field(ge=0, le=1, description="between accesses; it does not count")] = 0
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 30
 
     @model_validator(mode="after")
@@ -56,7 +57,7 @@ class Accessed(Evidence):
 
 
 def _access(context: Context, params: Notify, value: int | None) -> Accessed:
-    names = ("window", "offset", "size", "count", "vcpu")
+    names = ("window", "offset", "size", "count", "vcpu", "pause_s")
     arguments = {name: getattr(params, name) for name in names}
     answer = context.call("mmio.access", layer=params.domain, timeout_s=params.timeout_s, value=value, **arguments)
     return Accessed(**answer, microseconds_each=round(answer["seconds"] * 1e6 / answer["count"], 1))

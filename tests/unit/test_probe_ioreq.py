@@ -58,7 +58,7 @@ class Privcmd:
     def create_server(self, domain: int) -> int:
         return 5
 
-    def map_ioreq(self, domain: int, server: int) -> Page:
+    def map_ioreq(self, domain: int, server: int, near: int) -> Page:
         return Page(self.page)
 
     def __getattr__(self, name: str) -> Any:
