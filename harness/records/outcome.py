@@ -25,7 +25,8 @@ class Outcome:
 
     :param accel: ``kvm``, ``tcg``, or ``none`` where nothing was booted.
     :param under_test: the hash of each component that took the place of the recipe's own.
-    :param seconds: by phase; ``total`` is the whole.
+    :param seconds: by phase; ``total`` is the whole. What was spent waiting for room on the host is not in it: that
+        tells of the host's other work only.
     :param numbers: each number in the evidence, by its dotted path.
     :param problems: expressions that did not hold, and titles of crashes.
     """
@@ -96,10 +97,17 @@ class Outcome:
             versions=scenario.versions,
             under_test={item.component: item.sha256 for item in scenario.under_test},
             scenario_sha256=scenario.scenario_sha256,
-            seconds=scenario.seconds,
+            seconds=_worked(scenario.seconds),
             numbers=dict(islice(numbers_of(scenario.evidence), _MAX_NUMBERS)),
             problems=(*failed, *crashed),
         )
+
+
+def _worked(seconds: Mapping[str, float]) -> dict[str, float]:
+    worked = {phase: value for phase, value in seconds.items() if phase != "wait"}
+    if "total" in worked:
+        worked["total"] = round(max(0.0, worked["total"] - seconds.get("wait", 0.0)), 3)
+    return worked
 
 
 def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

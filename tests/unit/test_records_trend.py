@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from harness.records.outcome import Outcome, numbers_of
 from harness.records.trend import changes, flakes, repeats, shift, wilson
-from harness.result import Crash, FailedAssertion, Verdict
+from harness.result import Crash, FailedAssertion, Seconds, Verdict
 from tests.unit.records import outcome, swapped
 
 
@@ -128,6 +128,12 @@ def test_what_an_outcome_keeps() -> None:
     assert len(made.reason) == 500
     assert made.numbers == {"up.inflated": 51200.0, "up.settled": 1.0}
     assert Outcome.from_json(made.to_json()) == made
+
+
+def test_waiting_for_the_host_is_no_timing() -> None:
+    made = outcome(0, seconds=Seconds(wait=150.0, drive=4.0, total=155.0))
+    assert "wait" not in made.seconds
+    assert (made.seconds["drive"], made.seconds["total"]) == (4.0, 5.0)
 
 
 def test_numbers_of_lists_and_texts() -> None:
