@@ -110,13 +110,10 @@ class History:
         :param last: no more than so many, the latest ones.
         :raises UsageError, HostError: as :meth:`check`, or the file is damaged.
         """
-        if not self.path.exists():
-            return []
         query = """
             SELECT outcome FROM outcomes WHERE scenario = ?1 OR ?1 IS NULL ORDER BY started DESC, attempt DESC LIMIT ?2
         """
-        with self._open(write=False) as database:
-            rows = database.execute(query, (scenario, -1 if last is None else last)).fetchall()
+        rows = self._rows(query, scenario, -1 if last is None else last)
         try:
             return [Outcome.from_json(json.loads(text)) for (text,) in reversed(rows)]
         except (ValueError, TypeError, KeyError) as error:
@@ -128,8 +125,6 @@ class History:
         :param last: of each scenario, no more than so many.
         :raises UsageError, HostError: as :meth:`outcomes`.
         """
-        if not self.path.exists():
-            return []
         query = """
             SELECT scenario, run, started, verdict, total, accel FROM (
                 SELECT *, json_extract(outcome, '$.accel') AS accel,
@@ -137,8 +132,7 @@ class History:
                 FROM outcomes
             ) WHERE age <= ? ORDER BY started, attempt
         """
-        with self._open(write=False) as database:
-            rows = database.execute(query, (last,)).fetchall()
+        rows = self._rows(query, last)
         try:
             return [
                 Point(scenario, run, datetime.fromisoformat(started), Verdict(verdict), total, accel)
@@ -149,8 +143,6 @@ class History:
 
     def durations(self) -> dict[str, float]:
         """For each scenario that has ever passed, the median of how long its last twenty passes took, in seconds."""
-        if not self.path.exists():
-            return {}
         query = """
             SELECT scenario, total FROM (
                 SELECT scenario, total, row_number() OVER (PARTITION BY scenario ORDER BY started DESC) AS age
@@ -158,10 +150,18 @@ class History:
             ) WHERE age <= 20 ORDER BY scenario, total
         """
         found: dict[str, list[float]] = {}
-        with self._open(write=False) as database:
-            for scenario, total in database.execute(query):
-                found.setdefault(scenario, []).append(total)
+        for scenario, total in self._rows(query):
+            found.setdefault(scenario, []).append(total)
         return {scenario: totals[(len(totals) - 1) // 2] for scenario, totals in found.items()}
+
+    def _rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """What a query finds; nothing where no outcome was ever added."""
+        if not self.path.exists():
+            return []
+        with self._open(write=False) as database:
+            # The first writer may be at work, or was killed before it was done.
+            begun = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] > 0
+            return database.execute(query, parameters).fetchall() if begun else []
 
     @contextmanager
     def _open(self, *, write: bool) -> Iterator[sqlite3.Connection]:
@@ -187,7 +187,9 @@ class History:
             database.execute(query).fetchone()[0]
             for query in ("PRAGMA user_version", "PRAGMA application_id", "SELECT count(*) FROM sqlite_schema")
         )
-        if version == application == tables == 0 and write:
+        if version == application == tables == 0:
+            if not write:
+                return
             for statement in _TABLES.split(";"):
                 database.execute(statement)
             database.execute(f"PRAGMA application_id = {_APPLICATION}")

@@ -61,6 +61,16 @@ def test_nothing_is_made_by_looking(history: History) -> None:
     assert not history.path.parent.exists()
 
 
+def test_a_history_that_its_first_writer_has_only_opened(history: History) -> None:
+    history.path.parent.mkdir()
+    history.path.touch()
+    assert history.outcomes() == []
+    assert history.points(last=5) == []
+    assert history.durations() == {}
+    assert history.path.stat().st_size == 0
+    assert history.add([outcome()], HOST) == 1
+
+
 def test_a_history_of_a_newer_version(history: History) -> None:
     history.check()
     with sqlite3.connect(history.path) as database:
