@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -217,6 +218,15 @@ def test_a_full_disk(rig: Rig) -> None:
     Path(rig.machine._wiring.initrd).unlink()
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, and so does what it starts: here it is heard all the same."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_while_qemu_starts(rig: Rig) -> None:
     def interrupt() -> None:
         deadline = soon()
