@@ -40,15 +40,25 @@ def prune(root: Path, *, keep_days: float | None, max_bytes: int | None, kind: s
     :param kind: look at entries of that kind alone.
     :return: how many bytes are freed.
     """
-    before = size_of(root)
     candidates = list(_candidates(root) if kind is None else _entries(root, kind))
-    left = before if kind is None else sum(candidate.size for candidate in candidates)
+    # Not the whole store for one kind: a compiler's root alone has ten thousand files, and machines are saved often.
+    before = left = size_of(root) if kind is None else sum(candidate.size for candidate in candidates)
     for candidate in sorted(candidates, key=lambda item: item.used):
         old = keep_days is not None and time.time() - candidate.used > keep_days * _DAY_S
         if old or (max_bytes is not None and left > max_bytes):
             with held_if_free(candidate.lock) as free:
                 if free and _remove(candidate.path):
                     left -= candidate.size
+    if kind is not None:
+        if left != before:
+            _sweep(root)
+        return before - left
+    _sweep(root)
+    return max(0, before - size_of(root))
+
+
+def _sweep(root: Path) -> None:
+    """Remove what no manifest names any more."""
     with held(root / "commit.lock", Deadline.after(60, "the store's lock")):
         named = {sha256 for path in (root / "entries").glob("*.json") for sha256 in _objects_of(_manifest(path))}
         for path in (root / "objects").iterdir():
@@ -57,7 +67,6 @@ def prune(root: Path, *, keep_days: float | None, max_bytes: int | None, kind: s
         for path in (root / "trees").iterdir():
             if not (root / "entries" / f"{path.name}.json").exists():
                 shutil.rmtree(path, ignore_errors=True)
-    return max(0, before - size_of(root))
 
 
 def _candidates(root: Path) -> Iterator[_Candidate]:

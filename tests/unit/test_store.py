@@ -22,7 +22,7 @@ import pytest
 
 from harness.deadline import Deadline
 from harness.errors import HostError
-from harness.images import Entry, Store
+from harness.images import Entry, Store, pruning
 from harness.images.manifest import Package, key_of
 from harness.images.store import Built
 from harness.progress import SilentProgress
@@ -466,3 +466,30 @@ def test_a_directory_goes_with_its_entry_and_never_while_it_is_used(tmp_path: Pa
     gc.collect()
     Store(tmp_path).prune(keep_days=0)
     assert not tree.exists()
+
+
+def test_saved_machines_are_pruned_without_a_look_at_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit on one kind is held by that kind alone, those first that were not used for longest."""
+    store = Store(tmp_path)
+    for number, kind in enumerate(("machine", "machine", "kernel")):
+        with store.draft() as directory:
+            (directory / "state").write_bytes(bytes([number]) * 1000)
+            store.add(
+                (kind, "pc", "amd64", {"number": number}), Built({"state": directory / "state"}), directory, seconds=0
+            )
+    older = next(path for path in (tmp_path / "entries").iterdir() if '"number":0' in path.read_text().replace(" ", ""))
+    os.utime(older, (1, 1))
+    del store  # while it lives, what it added is in use
+    looked: list[Path] = []
+    measure = pruning.size_of
+
+    def size_of(path: Path) -> int:
+        looked.append(path)
+        return measure(path)
+
+    monkeypatch.setattr(pruning, "size_of", size_of)
+    assert Store(tmp_path).prune(kind="machine", max_bytes=10_000) == 0
+    assert Store(tmp_path).prune(kind="machine", max_bytes=1500) == 1000
+    assert tmp_path not in looked
+    assert not older.exists()
+    assert len(list((tmp_path / "entries").iterdir())) == 2
