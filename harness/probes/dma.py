@@ -6,6 +6,10 @@ import hashlib
 import mmap
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself is slow to import
+    from typing import Any
+
 SECTOR = 512
 
 
@@ -22,7 +26,10 @@ def _read(path: str, offset: int, size: int) -> bytes:
 
 
 def _find(drive: str) -> str:
-    """The disk that begins with its own name."""
+    """The disk that begins with its own name.
+
+    :raises OSError: there is none.
+    """
     seen = []
     for name in sorted(os.listdir("/sys/block")):
         try:
@@ -32,7 +39,15 @@ def _find(drive: str) -> str:
         if label == drive.encode():
             return f"/dev/{name}"
         seen.append(f"{name}: {label[:40]!r}")
-    raise LookupError(f"no disk begins with the name {drive}, found {', '.join(seen) or 'no disk at all'}")
+    raise FileNotFoundError(f"no disk begins with the name {drive}, found {', '.join(seen) or 'no disk at all'}")
+
+
+def attempt(operation: str, **arguments: Any) -> dict[str, object]:
+    """Read or write; a disk that is not there or fails is what a caller wants to know, and no error of the call."""
+    try:
+        return {**{"read": read, "write": write}[operation](**arguments), "error": ""}
+    except OSError as error:
+        return {"path": "", "sha256": "", "error": str(error)}
 
 
 def read(drive: str, offset: int, size: int) -> dict[str, object]:
