@@ -31,8 +31,8 @@ class DiskSeen(Evidence):
     """What went through the disk's controller.
 
     ``read_same`` says whether the bytes that the guest read are those of the drive's file on the host, and
-    ``written_same`` whether that file has the bytes that the guest wrote. ``error`` is what became of a disk that is not
-    there, or fails.
+    ``written_same`` whether that file has the bytes that the guest wrote. ``error`` is what became of a disk that is
+    not there, or fails.
     """
 
     path: str
