@@ -187,6 +187,7 @@ class Machine:
             ) from None
         if until is not None:
             self._stand_still()
+            self.timings.first_command = self.timings.ready  # there is no command to wait for
         check_table(self.plan.dmar, self.console)
         if until is None:
             self.tracer.switch_off(*self.plan.trace)

@@ -6,7 +6,13 @@ import hashlib
 import mmap
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself is slow to import
+    from typing import Any
+
 SECTOR = 512
+DEVICES = "/dev"
+BLOCK_DEVICES = "/sys/block"
 
 
 def _read(path: str, offset: int, size: int) -> bytes:
@@ -22,17 +28,28 @@ def _read(path: str, offset: int, size: int) -> bytes:
 
 
 def _find(drive: str) -> str:
-    """The disk that begins with its own name."""
+    """The disk that begins with its own name.
+
+    :raises OSError: there is none.
+    """
     seen = []
-    for name in sorted(os.listdir("/sys/block")):
+    for name in sorted(os.listdir(BLOCK_DEVICES)):
         try:
-            label = _read(f"/dev/{name}", 0, SECTOR).rstrip(b"\0")
+            label = _read(f"{DEVICES}/{name}", 0, SECTOR).rstrip(b"\0")
         except OSError as error:
             label = str(error).encode()
         if label == drive.encode():
-            return f"/dev/{name}"
+            return f"{DEVICES}/{name}"
         seen.append(f"{name}: {label[:40]!r}")
-    raise LookupError(f"no disk begins with the name {drive}, found {', '.join(seen) or 'no disk at all'}")
+    raise FileNotFoundError(f"no disk begins with the name {drive}, found {', '.join(seen) or 'no disk at all'}")
+
+
+def attempt(operation: str, **arguments: Any) -> dict[str, object]:
+    """Read or write; a disk that is not there or fails is what a caller wants to know, and no error of the call."""
+    try:
+        return {**(write if operation == "write" else read)(**arguments), "error": ""}
+    except OSError as error:
+        return {"path": "", "sha256": "", "error": str(error)}
 
 
 def read(drive: str, offset: int, size: int) -> dict[str, object]:

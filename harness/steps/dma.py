@@ -31,10 +31,12 @@ class DiskSeen(Evidence):
     """What went through the disk's controller.
 
     ``read_same`` says whether the bytes that the guest read are those of the drive's file on the host, and
-    ``written_same`` whether that file has the bytes that the guest wrote.
+    ``written_same`` whether that file has the bytes that the guest wrote. ``error`` is what became of a disk that is
+    not there, or fails.
     """
 
     path: str
+    error: str
     read_bytes: int
     read_same: bool
     written_bytes: int
@@ -49,21 +51,26 @@ def disk(context: Context, params: Disk) -> DiskSeen:
     size = params.mib << 20
     drive = context.testbed.profile.drives[params.drive]
     wanted = hashlib.sha256(contents(params.drive, drive.size_mib << 20)[:size]).hexdigest()
-    read = context.call("dma.read", timeout_s=60, layer=params.layer, drive=params.drive, offset=0, size=size)
-    wrote = context.call(
-        "dma.write",
-        timeout_s=60,
-        layer=params.layer,
-        drive=params.drive,
-        offset=_WRITE_AT,
-        size=_WRITE_BYTES,
-        seed=params.seed,
-    )
+
+    def attempt(operation: str, **arguments: object) -> dict[str, str]:
+        answer: dict[str, str] = context.call(
+            "dma.attempt",
+            timeout_s=60,
+            layer=params.layer,
+            operation=operation,
+            drive=params.drive,
+            **arguments,
+        )
+        return answer
+
+    read = attempt("read", offset=0, size=size)
+    wrote = attempt("write", offset=_WRITE_AT, size=_WRITE_BYTES, seed=params.seed)
     with (context.testbed.scratch / params.drive).open("rb") as file:
         file.seek(_WRITE_AT)
         found = hashlib.sha256(file.read(_WRITE_BYTES)).hexdigest()
     return DiskSeen(
         path=read["path"],
+        error=read["error"] or wrote["error"],
         read_bytes=size,
         read_same=read["sha256"] == wanted,
         written_bytes=_WRITE_BYTES,
