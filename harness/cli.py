@@ -231,6 +231,7 @@ def shell(
     accel: AccelOption = Accel.AUTO,
     under_test: UnderTest = None,
     on_console: Annotated[bool, typer.Option("--console", help="Attach to the console, not to SSH.")] = False,
+    cold: Annotated[bool, typer.Option("--cold", help="Boot the machine; use and make no saved one.")] = False,
 ) -> None:
     """Boot and load a scenario, then give its machine to a person; leaving ends it."""
     console = Console(stderr=True)
@@ -245,7 +246,7 @@ def shell(
     with shown(progress):
         for error in workspace.prepare(scenarios).values():
             raise error
-    open_shell(console, workspace, scenarios[0], accel.value, under_test or [], on_console=on_console)
+    open_shell(console, workspace, scenarios[0], accel.value, under_test or [], on_console=on_console, cold=cold)
 
 
 @app.command()

@@ -32,6 +32,7 @@ def open_shell(
     under_test: list[str],
     *,
     on_console: bool,
+    cold: bool,
 ) -> None:
     """Boot and load the scenario, then join the person's terminal to it; all is gone when the person leaves.
 
@@ -43,7 +44,8 @@ def open_shell(
     accelerator = workspace.accelerator(accel, profile.arch)
     results = new_directory(Path("results").absolute(), f"shell-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
     console.print(f"{scenario.id}: booting under {accelerator.name} ({accelerator.why})", markup=False, soft_wrap=True)
-    with Testbed(scenario, profile, workspace.images, accelerator, results, overrides, workspace.saved) as testbed:
+    saved = None if cold else workspace.saved
+    with Testbed(scenario, profile, workspace.images, accelerator, results, overrides, saved) as testbed:
         testbed.prepare()
         testbed.await_room(lambda: console.print("waiting for other machines to end"))
         with explained(testbed):

@@ -19,7 +19,7 @@ from harness.errors import (
 )
 from harness.machine.console import Console
 from harness.machine.process import Process, describe_exit
-from harness.machine.qmp import Monitor
+from harness.machine.qmp import Monitor, MonitorLost
 from harness.machine.remedies import HINTS
 from harness.machine.scratch import check_room
 from harness.oops import Blame, Report, Severity
@@ -82,6 +82,8 @@ class Health:
             yield
         finally:
             self._pauses_expected = False
+            if self._monitor is not None:
+                self._monitor.forget("STOP")
 
     def check(self) -> None:
         """Look at the machine's consoles and at QEMU; called wherever the harness waits.
@@ -102,9 +104,17 @@ class Health:
         if status is not None:
             raise self.qemu_ended(status)
         if not self._pauses_expected and self._monitor.events("STOP"):
-            state = self._monitor.execute("query-status")["status"]
+            state = self._state(self._process, self._monitor)
             if state != "running":
                 raise self.host_error(f"QEMU stopped the machine: {state}")
+
+    def _state(self, process: Process, monitor: Monitor) -> str:
+        """What QEMU says of the machine; when it ends instead of answering, why."""
+        try:
+            return str(monitor.execute("query-status")["status"])
+        except MonitorLost as error:
+            status = process.wait(Deadline.after(END_S, "QEMU to end"))
+            raise error if status is None else self.qemu_ended(status) from None
 
     @staticmethod
     def _new_reports(console: Console) -> list[Report]:

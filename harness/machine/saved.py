@@ -122,9 +122,9 @@ class SavedMachines:
         deadline = Deadline.after(_TAKE_UP_S * machine.time_factor, "a saved machine to go on")
         try:
             self._take_up(machine, entry, deadline)
-        except HarnessError as error:
+        except (HarnessError, OSError) as error:  # a damaged state may be removed before it is opened here
             machine.kill()
-            self._progress.message(f"a saved {entry.name} machine is of no use, booting instead: {error.message}")
+            self._progress.message(f"a saved {entry.name} machine is of no use, booting instead: {error}")
             return None
         facts: dict[str, Any] = json.loads(entry.facts["facts"])
         return facts

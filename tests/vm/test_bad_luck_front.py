@@ -26,7 +26,7 @@ NO_INIT = {"kernel_args": ["rdinit=/bin/nonexistent"]}
 def test_a_shell_for_a_script(bench: Bench, where: str) -> None:
     """It ends when the script does, and so does the machine."""
     story = bench.scenario(load=[{"guest": "virtio_balloon"}])
-    arguments: list[str | Path] = [story, "--accel", "tcg", *(["--console"] if where == "console" else [])]
+    arguments: list[str | Path] = [story, "--cold", "--accel", "tcg", *(["--console"] if where == "console" else [])]
     keys = b"uname -r\necho $((6 * 7)) answers\n"
     done = bench.start("shell", *arguments, stdin=keys).wait()
     assert done.status == 0, done.text
