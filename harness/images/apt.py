@@ -133,12 +133,35 @@ class Apt:
             try:
                 return self._fetch_source(package, deadline)
             except HostError as error:
-                if not re.search(_MISSING, "\n".join([error.message, *error.tail])):
+                if not self._by_another_name(error, deadline):
                     raise
-                for alias in _ALIASES:
-                    if self._is_whole_as(alias, deadline):
-                        return self._fetch_source(package, deadline)
-                raise
+                return self._fetch_source(package, deadline)
+
+    def fetch(
+        self, packages: Sequence[str], wanted: Callable[[Deb], bool], deadline: Deadline
+    ) -> list[tuple[Deb, Path]]:
+        """Packages with all that they depend on, and their files.
+
+        A mirror may list packages that it does not have yet; then those of the suite's other name are taken.
+
+        :param wanted: which of them are fetched.
+        :raises HostError: see :meth:`resolve` and :meth:`download`.
+        """
+        debs = [deb for deb in self.resolve(packages, deadline) if wanted(deb)]
+        try:
+            return list(zip(debs, self.download(debs, deadline), strict=True))
+        except HostError as error:
+            with self._read(deadline):
+                if not self._by_another_name(error, deadline):
+                    raise
+        debs = [deb for deb in self.resolve(packages, deadline) if wanted(deb)]
+        return list(zip(debs, self.download(debs, deadline), strict=True))
+
+    def _by_another_name(self, error: HostError, deadline: Deadline) -> bool:
+        """Whether the error is about a file that is listed and not there, and another name has been read instead."""
+        if not re.search(_MISSING, "\n".join([error.message, *error.tail])):
+            return False
+        return any(self._is_whole_as(alias, deadline) for alias in _ALIASES)
 
     def _fetch_source(self, package: str, deadline: Deadline) -> list[tuple[Deb, Path]]:
         listed = self._get(deadline, "source", "--print-uris", "--only-source", "-qq", "--", package)

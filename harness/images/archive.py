@@ -55,10 +55,10 @@ class Archive:
         :param exclude: shell patterns of what is not fetched either.
         :raises HostError: see :class:`Apt`.
         """
-        apt = self.apt(recipe, arch)
-        resolved = apt.resolve(packages, deadline)
-        wanted = [deb for deb in resolved if _matches(deb, only) and not _matches(deb, exclude)]
-        return wanted, apt.download(wanted, deadline)
+        fetched = self.apt(recipe, arch).fetch(
+            packages, lambda deb: _matches(deb, only) and not _matches(deb, exclude), deadline
+        )
+        return [deb for deb, _ in fetched], [path for _, path in fetched]
 
 
 def manifest_packages(wanted: Iterable[Deb]) -> list[Package]:
