@@ -11,7 +11,6 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images import cpio, debs, grub
-from harness.images.apt import mirror
 from harness.images.arch import Arch, host_arch
 from harness.images.archive import Archive, manifest_packages
 from harness.images.compressed import decompressed
@@ -27,6 +26,7 @@ from harness.images.kernel import (
     bzimage_payload,
     unpack_kernel,
 )
+from harness.images.mirror import mirror
 from harness.images.modules import Modules, builtin_tree, depends, module_name, segment
 from harness.images.recipe import Recipes, RootfsRecipe, kernel_inputs, rootfs_inputs
 from harness.images.rootfs import finish, root_tree

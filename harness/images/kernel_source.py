@@ -121,7 +121,7 @@ def _sources(deb: Path, workspace: Path, deadline: Deadline) -> Iterator[tuple[s
     """The regular files of a kernel's source: their paths and contents, one after another."""
     with _tar(deb, workspace, deadline) as source:
         for file in source:
-            if (data := source.extractfile(file)) is not None:
+            if file.isfile() and (data := source.extractfile(file)) is not None:
                 yield file.name.partition("/")[2], data
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from harness.deadline import Deadline
 from harness.errors import HostError
-from harness.images import apt
+from harness.images import apt, mirror
 from harness.progress import PlainProgress, SilentProgress
 
 SOURCES = """\
@@ -79,12 +79,12 @@ def test_printed_uris() -> None:
 
 
 def test_the_main_archive_is_found_among_targets() -> None:
-    assert apt.mirrors_of_targets(TARGETS) == ["http://mirror.example/debian/"]
-    assert apt.mirrors_of_targets("") == []
+    assert mirror.mirrors_of_targets(TARGETS) == ["http://mirror.example/debian/"]
+    assert mirror.mirrors_of_targets("") == []
 
 
 def test_the_main_archive_is_found_among_uris() -> None:
-    assert apt.mirrors_of_uris(URIS) == ["http://mirror.example/debian/", "https://vendor.example/linux/"]
+    assert mirror.mirrors_of_uris(URIS) == ["http://mirror.example/debian/", "https://vendor.example/linux/"]
 
 
 def test_the_host_gives_its_transport_and_nothing_else() -> None:
@@ -125,25 +125,25 @@ def test_an_unknown_failure_stays_as_it_is() -> None:
 
 def test_a_mirror_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_DEBIAN_MIRROR", "https://mirror.example/debian")
-    assert apt.mirror(soon()) == "https://mirror.example/debian"
+    assert mirror.mirror(soon()) == "https://mirror.example/debian"
     for wrong in ("mirror", "https://mirror.example/debian trixie main", "[trusted=yes] https://mirror.example/"):
         monkeypatch.setenv("HARNESS_DEBIAN_MIRROR", wrong)
         with pytest.raises(HostError, match="HARNESS_DEBIAN_MIRROR is no address"):
-            apt.mirror(soon())
+            mirror.mirror(soon())
 
 
 def test_a_host_without_an_archive_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HARNESS_DEBIAN_MIRROR", raising=False)
     monkeypatch.setattr("harness.images.tools.run", lambda *_, **__: "")
     with pytest.raises(HostError, match="knows no Debian archive") as caught:
-        apt.mirror(soon())
+        mirror.mirror(soon())
     assert "HARNESS_DEBIAN_MIRROR" in str(caught.value.hint)
 
 
 def test_lists_that_were_never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HARNESS_DEBIAN_MIRROR", raising=False)
     monkeypatch.setattr("harness.images.tools.run", lambda argv, **_: URIS if "update" in argv else "")
-    assert apt.mirror(soon()) == "http://mirror.example/debian/"
+    assert mirror.mirror(soon()) == "http://mirror.example/debian/"
 
 
 needs_apt = pytest.mark.skipif(
