@@ -48,7 +48,7 @@ from harness.scenario.model import Scenario
 from harness.scenario.schema import json_schema
 from harness.shell import open_shell
 from harness.trials import bisect, components, mutate
-from harness.workspace import Workspace
+from harness.workspace import Wanted, Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 images_app = typer.Typer(no_args_is_help=True, help="The store of images.")
@@ -270,8 +270,11 @@ def images_build(
         known = ", ".join(workspace.profiles)
         fail(console, UsageError(f"unknown machine profile {unknown[0]!r}", hint=f"known are: {known}"), summary.USAGE)
     with shown(workspace.progress):
-        for name in names or workspace.profiles:
-            workspace.build_profile(workspace.profiles[name], anew=anew)
+        refused = workspace.build_profiles([Wanted(name) for name in names or workspace.profiles], anew=anew)
+    for error in refused.values():
+        print_error(console, error)
+    if refused:
+        raise typer.Exit(summary.ERRORED)
     console.print(f"images are in {workspace.store.root}", markup=False, highlight=False, soft_wrap=True)
 
 

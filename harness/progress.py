@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
 from typing import Protocol, Self, TextIO
@@ -15,7 +16,7 @@ BYTES = "bytes"
 
 
 class Progress(Protocol):
-    """What a builder reports to. Calls come from the thread that does the work."""
+    """What a builder reports to. Calls come from the thread that does the work: each thread has a phase of its own."""
 
     def phase(self, name: str) -> None:
         """A new piece of work begins, and the one before it is over."""
@@ -49,6 +50,14 @@ def _amount(done: float, total: float | None, unit: str) -> str:
     return f"{done:g} of {total:g} {unit}"
 
 
+class _Phase(threading.local):
+    """What a thread is at, and since when."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.began = self.told = time.monotonic()
+
+
 class PlainProgress:
     """One line per event, for a log that nobody watches.
 
@@ -59,25 +68,24 @@ class PlainProgress:
     def __init__(self, stream: TextIO, *, every_s: float = 5.0) -> None:
         self._stream = stream
         self._every_s = every_s
-        self._phase = ""
-        self._began = self._last = time.monotonic()
+        self._phase = _Phase()
 
     def phase(self, name: str) -> None:
         """See :class:`Progress`."""
-        self._phase = name
-        self._began = self._last = time.monotonic()
+        self._phase.name = name
+        self._phase.began = self._phase.told = time.monotonic()
         self.message(name)
 
     def update(self, done: float, total: float | None, unit: str) -> None:
         """See :class:`Progress`."""
-        now = time.monotonic()
-        if now - self._last >= self._every_s:
-            self._last = now
-            self.message(f"{self._phase}: {_amount(done, total, unit)}, {now - self._began:.0f} s")
+        now, phase = time.monotonic(), self._phase
+        if now - phase.told >= self._every_s:
+            phase.told = now
+            self.message(f"{phase.name}: {_amount(done, total, unit)}, {now - phase.began:.0f} s")
 
     def message(self, text: str) -> None:
         """See :class:`Progress`."""
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{text}\n")  # one write: threads do not cut each other's lines
         self._stream.flush()
 
 
@@ -97,7 +105,7 @@ class RichProgress:
             console=console or Console(stderr=True),
             transient=True,
         )
-        self._task: TaskID | None = None
+        self._tasks: dict[threading.Thread, TaskID] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -110,14 +118,16 @@ class RichProgress:
 
     def phase(self, name: str) -> None:
         """See :class:`Progress`."""
-        if self._task is not None:
-            self._bars.remove_task(self._task)
-        self._task = self._bars.add_task(name, total=None, amount="")
+        mine = threading.current_thread()
+        for thread in [item for item in self._tasks if item is mine or not item.is_alive()]:
+            self._bars.remove_task(self._tasks.pop(thread))
+        self._tasks[mine] = self._bars.add_task(name, total=None, amount="")
 
     def update(self, done: float, total: float | None, unit: str) -> None:
         """See :class:`Progress`."""
-        if self._task is not None:
-            self._bars.update(self._task, completed=done, total=total, amount=_amount(done, total, unit))
+        task = self._tasks.get(threading.current_thread())
+        if task is not None:
+            self._bars.update(task, completed=done, total=total, amount=_amount(done, total, unit))
 
     def message(self, text: str) -> None:
         """See :class:`Progress`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from harness.errors import HarnessError, HostError, Problem
 from harness.images import Images, Recipes, Store
@@ -17,11 +18,29 @@ from harness.machine.profiles import describe, load_profiles
 from harness.machine.saved import SavedMachines
 from harness.machine.scratch import scratch_directory, sweep
 from harness.machine.spec import GRUB, Plan, Profile
+from harness.parallel import side_by_side
 from harness.progress import Progress
 from harness.scenario.load import load_file, load_paths
 from harness.scenario.model import Catalogue, Scenario
 from harness.steps.base import Verb, find_features, find_verbs
 from harness.under_test import Candidates, components_of
+
+#: Builds wait for the network as long as for the processor.
+_BUILDERS = 4
+
+
+class Wanted(NamedTuple):
+    """What of a machine profile is to be there.
+
+    :param kernel: one of its kernels; None means all.
+    :param hypervisor: one of its hypervisors; None means all, if it boots one.
+    :param used: components under test that its scenarios use.
+    """
+
+    machine: str
+    kernel: str | None = None
+    hypervisor: str | None = None
+    used: frozenset[str] = frozenset()
 
 
 def scenario_root(path: Path) -> Path:
@@ -107,40 +126,43 @@ class Workspace:
 
         :return: for each scenario that has none, by its id, why: an archive may lack one architecture only.
         """
-        users: dict[tuple[str, str, str | None, frozenset[str]], list[str]] = {}
+        users: dict[Wanted, list[str]] = {}
         for scenario in scenarios:
             machine = scenario.boot.machine
             profile = self.profiles[machine]
             kernel = scenario.boot.kernel or profile.kernels[0]
             hypervisor = scenario.boot.hypervisor or (profile.hypervisor.names[0] if profile.hypervisor else None)
             used = self.components_of(scenario) & frozenset(overrides or ())
-            users.setdefault((machine, kernel, hypervisor, used), []).append(scenario.id)
-        refused: dict[str, HarnessError] = {}
-        for (machine, kernel, hypervisor, used), ids in users.items():
-            profile = self.profiles[machine]
-            try:
-                self.build_profile(profile, kernel, hypervisor)
-                if mine := {name: item for name, item in (overrides or {}).items() if name in used}:
-                    stock = self.images.kernel(kernel, profile.arch)
-                    Candidates(self.images, mine, stock, (), (), hypervisor).build()
-            except HarnessError as error:
-                refused.update(dict.fromkeys(ids, error))
-        return refused
+            users.setdefault(Wanted(machine, kernel, hypervisor, used), []).append(scenario.id)
+        refused: dict[Wanted, HarnessError] = dict(self.build_profiles(users))
+        for wanted in [item for item in users if item not in refused]:
+            if mine := {name: item for name, item in (overrides or {}).items() if name in wanted.used}:
+                try:
+                    profile = self.profiles[wanted.machine]
+                    stock = self.images.kernel(wanted.kernel or profile.kernels[0], profile.arch)
+                    Candidates(self.images, mine, stock, (), (), wanted.hypervisor).build()
+                except HarnessError as error:
+                    refused[wanted] = error
+        return {scenario: error for wanted, error in refused.items() for scenario in users[wanted]}
 
-    def build_profile(
-        self, profile: Profile, kernel: str | None = None, hypervisor: str | None = None, *, anew: bool = False
-    ) -> None:
-        """Have what a profile boots: one kernel and one hypervisor, or all that it can boot.
+    def build_profiles(self, wanted: Iterable[Wanted], *, anew: bool = False) -> dict[Wanted, HarnessError]:
+        """Have what some profiles boot, built side by side where it is missing.
 
         :param anew: take the kernels that the archive has now.
-        :raises HostError: one of them cannot be built.
+        :return: why one cannot be had.
         """
-        for name in [kernel] if kernel else profile.kernels:
+        builds = {item: partial(self._build_profile, item, anew=anew) for item in wanted}
+        _ = self.images  # made once, before threads ask for it
+        return side_by_side(builds, HarnessError, workers=_BUILDERS)
+
+    def _build_profile(self, wanted: Wanted, *, anew: bool) -> None:
+        profile = self.profiles[wanted.machine]
+        for name in [wanted.kernel] if wanted.kernel else profile.kernels:
             self.images.kernel(name, profile.arch, anew=anew)
         self.images.rootfs(profile.rootfs, profile.arch)
         if profile.hypervisor is not None:
             self.images.rootfs(profile.hypervisor.tools, profile.arch)
-            for name in [hypervisor] if hypervisor else profile.hypervisor.names:
+            for name in [wanted.hypervisor] if wanted.hypervisor else profile.hypervisor.names:
                 self.images.hypervisor(name, profile.arch)
             if profile.hypervisor.loader == GRUB:
                 self.images.bootloader(GRUB)

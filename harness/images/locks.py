@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from harness.deadline import Deadline
 from harness.errors import HostError
+from harness.parallel import stopped
 
 
 @contextmanager
@@ -25,8 +26,10 @@ def held(path: Path, deadline: Deadline, on_wait: Callable[[], None] = lambda: N
             lock.acquire(timeout=0)
         except Timeout:
             on_wait()
-            lock.acquire(timeout=deadline.remaining_s)
+            lock.acquire(timeout=deadline.remaining_s, cancel_check=stopped)
     except Timeout:
+        if stopped():
+            raise KeyboardInterrupt from None
         raise HostError(
             f"another process held {path} for too long: {deadline.what}",
             hint=f"see which one with: fuser -v {path}",

@@ -21,6 +21,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -102,6 +103,7 @@ class Store:
         self._temporary = self.root / "tmp"
         self._objects = Objects(self.root / "objects")
         self._in_use: dict[str, int] = {}
+        self._taking = threading.Lock()
         weakref.finalize(self, _close_all, self._in_use)
 
     def get_or_build(
@@ -132,7 +134,7 @@ class Store:
                 if not anew and (entry := self._usable(key, need)) is not None:
                     return entry
             lock = self._locks / f"{key}.lock"
-            with held(lock, deadline, lambda: progress.message(f"waiting for another process to build {what}")):
+            with held(lock, deadline, lambda: progress.message(f"waiting until {what} is built elsewhere")):
                 try:
                     if not anew and (entry := self._usable(key, need)) is not None:
                         return entry
@@ -285,10 +287,11 @@ class Store:
                     break
             # It was pruned or replaced between the two calls.
             os.close(handle)
-        previous = self._in_use.pop(path.name, None)
+        with self._taking:
+            previous = self._in_use.pop(path.name, None)
+            self._in_use[path.name] = handle
         if previous is not None:
             os.close(previous)
-        self._in_use[path.name] = handle
         return True
 
     def _read(self, path: Path) -> Entry | None:

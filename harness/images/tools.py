@@ -15,6 +15,7 @@ from typing import IO
 
 from harness.deadline import Deadline
 from harness.errors import HostError
+from harness.parallel import stopped
 
 _PACKAGES = {
     "apt-cache": "apt",
@@ -30,6 +31,8 @@ _PACKAGES = {
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 _CARRIED = frozenset({"PATH", "HOME", "TMPDIR", *_PROXIES, *(name.upper() for name in _PROXIES)})
 _TAIL_LINES = 20
+#: How long it may take until a program ends whose work is to stop.
+_LOOK_S = 0.5
 _SHELL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -109,8 +112,10 @@ def _drain(
             if stream is not None:
                 selector.register(stream, selectors.EVENT_READ, buffer)
         while selector.get_map():
-            ready = selector.select(deadline.remaining_s)
-            if not ready:
+            ready = selector.select(min(_LOOK_S, deadline.remaining_s))
+            if stopped():
+                raise KeyboardInterrupt
+            if not ready and deadline.expired:
                 raise TimeoutError
             for key, _ in ready:
                 chunk = os.read(key.fd, 65536)

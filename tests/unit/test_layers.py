@@ -16,7 +16,7 @@ ROOT = Path(harness.__file__).parent
 ORDER: tuple[frozenset[str], ...] = tuple(
     frozenset(rooms.split())
     for rooms in (
-        "errors interrupts places yaml_scalars",
+        "errors interrupts parallel places yaml_scalars",
         "deadline progress oops regex strict_yaml",
         "validate",
         "scenario images guest result result_files",
