@@ -3,6 +3,8 @@ SHELL := /bin/sh
 VENV := .venv
 PYTHON ?= python3
 SCENARIOS ?= scenarios
+ROUNDS ?= 5
+BENCH_ARGS ?= --catalogue $(SCENARIOS)
 
 .PHONY: run test test-bad-luck bench setup host-packages images lint clean
 
@@ -33,9 +35,11 @@ $(VENV)/.ready: pyproject.toml
 test-bad-luck: setup
 	$(VENV)/bin/pytest tests/vm/test_bad_luck_*.py
 
-# Boot to first command against a plain script, side by side.
+# Boot to first command against a plain script, whole programs beside labgrid and virtme-ng, the whole catalogue cold and
+# warm: about an hour and a half, on a machine that does nothing else. ROUNDS and BENCH_ARGS choose less.
 bench: setup
-	$(VENV)/bin/python -m bench
+	@tools/install-host-packages bench/host-packages.txt
+	$(VENV)/bin/python -m bench --rounds $(ROUNDS) $(BENCH_ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check

@@ -40,7 +40,7 @@ def too_slow(measured: Mapping[str, Measured]) -> list[str]:
 def main() -> None:
     """The bench."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("profiles", nargs="*", metavar="PROFILE", help="default: pc virt pseries")
+    parser.add_argument("profiles", nargs="*", metavar="PROFILE", help="default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--boots-only", action="store_true", help="no whole programs, no peers")
     parser.add_argument("--catalogue", type=Path, metavar="DIR", help="also run these scenarios cold and warm")
@@ -49,7 +49,7 @@ def main() -> None:
     if shutil.which("ssh") is None:
         sys.exit("the plain script needs ssh: install openssh-client")
     workspace = Workspace(PlainProgress(sys.stderr))
-    booted = boots.bench(workspace, options.profiles or ["pc", "virt", "pseries"], options.rounds)
+    booted = boots.bench(workspace, options.profiles or list(workspace.profiles), options.rounds)
     slow = too_slow(booted)
     whole, missing = ({}, {}) if options.boots_only else programs.bench(workspace, options.rounds)
     nth = {} if options.boots_only else programs.nth_scenario()

@@ -22,10 +22,10 @@ from harness.deadline import Deadline
 from harness.guest.identity import Identity
 from harness.machine.accel import Accelerator
 from harness.machine.initrd import write_initrd
-from harness.machine.machine import BootFiles, Machine
+from harness.machine.machine import BootFiles, Machine, write_disks
 from harness.machine.scratch import scratch_directory
 from harness.machine.snapshot import fork, take_up
-from harness.machine.spec import Plan, Wiring, qemu_argv
+from harness.machine.spec import GRUB, Plan, Wiring, qemu_argv
 from harness.workspace import Workspace
 
 COLD = """\
@@ -44,6 +44,9 @@ trap 'kill -9 $qemu' EXIT
 until [ -e {read} ]; do sleep 0.02; done
 until {ssh} true 2>/dev/null; do sleep 0.02; done
 """
+
+
+_PATIENCE_S = 240.0
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,18 @@ class Saved:
 def subject(workspace: Workspace, name: str) -> Subject:
     """A profile's machine with its first kernel and no modules but the early ones."""
     profile = workspace.profiles[name]
-    kernel = workspace.images.kernel(profile.kernels[0], profile.arch)
-    segments = (
-        workspace.images.rootfs(profile.rootfs, profile.arch),
-        workspace.images.segment(kernel, profile.early_modules, []),
-    )
+    images, xen = workspace.images, profile.hypervisor
+    kernel = images.kernel(profile.kernels[0], profile.arch)
+    root = [images.rootfs(name, profile.arch) for name in (profile.rootfs, *((xen.tools,) if xen else ()))]
+    segments = (*root, images.segment(kernel, profile.early_modules, []))
+    files = BootFiles(kernel.image, segments)
+    if xen is not None:
+        hypervisor = images.hypervisor(xen.names[0], profile.arch).image
+        files = BootFiles(kernel.image, segments, hypervisor)
+        if xen.loader == GRUB:
+            files = BootFiles(kernel.vmlinuz, segments, hypervisor, loader=images.bootloader(GRUB))
     plan = Plan(profile, profile.kernels[0], profile.memory_mib, profile.vcpus)
-    return Subject(plan, BootFiles(kernel.image, segments), workspace.accelerator("auto", profile.arch))
+    return Subject(plan, files, workspace.accelerator("auto", profile.arch))
 
 
 @contextmanager
@@ -95,7 +103,7 @@ def with_harness(machine: Subject) -> float:
     with not_started(machine) as running:
         started = time.monotonic()
         running.boot()
-        deadline = Deadline.after(60, "the first command")
+        deadline = Deadline.after(_PATIENCE_S, "the first command")
         running.ssh(deadline).run(["true"], deadline=deadline)
         return time.monotonic() - started
 
@@ -104,7 +112,7 @@ def with_harness_warm(machine: Subject, saved: Saved) -> float:
     """The same, from a saved machine, which becomes one of its own."""
     with not_started(machine) as running:
         started = time.monotonic()
-        deadline = Deadline.after(60, "the first command")
+        deadline = Deadline.after(_PATIENCE_S, "the first command")
         take_up(running, saved.state, saved.identity, deadline)
         running.ssh(deadline).run(["true"], deadline=deadline)
         return time.monotonic() - started
@@ -115,14 +123,14 @@ def save(machine: Subject, directory: Path) -> Saved:
     with not_started(machine) as running:
         running.boot()
         saved = Saved(directory / "state", directory / "running", running.identity)
-        fork(running, saved.state, Deadline.after(60, "the machine to be saved"))
+        fork(running, saved.state, Deadline.after(_PATIENCE_S, "the machine to be saved"))
         running.disconnect()
         monitor = running.monitor
         monitor.forget("MIGRATION")
         with saved.running.open("wb") as file:
             monitor.send_fd("running", file.fileno())
             monitor.execute("migrate", {"uri": "fd:running"})
-            deadline = Deadline.after(60, "the running machine to be saved")
+            deadline = Deadline.after(_PATIENCE_S, "the running machine to be saved")
             ended = monitor.wait_event("MIGRATION", deadline, lambda event: event["data"]["status"] == "completed")
         assert ended is not None, "the running machine could not be saved"
         return saved
@@ -142,7 +150,14 @@ def with_script(machine: Subject, saved: Saved | None = None) -> float:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         known.write_text(f"[127.0.0.1]:{port} {identity.known_hosts_key()}\n")
-        wiring = Wiring(kernel=str(machine.files.kernel), initrd=str(scratch / "initrd"))
+        wiring = Wiring(
+            kernel=str(machine.files.kernel),
+            initrd=str(scratch / "initrd"),
+            hypervisor=None if machine.files.hypervisor is None else str(machine.files.hypervisor),
+            disk=None if machine.files.loader is None else str(scratch / "boot-disk"),
+            drives=str(scratch),
+        )
+        write_disks(machine.plan, machine.files, wiring)
         qemu = shlex.join(qemu_argv(machine.plan, wiring, machine.accelerator.name))
         qemu = qemu.replace("127.0.0.1:0-", f"127.0.0.1:{port}-")
         ssh = (

@@ -86,6 +86,15 @@ def new_mac() -> str:
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
 
 
+def write_disks(plan: Plan, files: BootFiles, wiring: Wiring) -> None:
+    """Make the files that a machine's disks are kept in. A saved machine has not written to them yet."""
+    for name, drive in plan.profile.drives.items():
+        write_drive(Path(wiring.drives) / name, drive.size_mib << 20)
+    if wiring.disk is not None:
+        initrd = None if plan.until is not None else Path(wiring.initrd)
+        write_disk(Path(wiring.disk), disk_of(plan, files, initrd))
+
+
 class Machine:
     """One guest under QEMU. A context manager: QEMU does not outlive the block.
 
@@ -215,7 +224,7 @@ class Machine:
         """
         if incoming:  # what the guest once read from it is in its memory
             Path(self._wiring.initrd).touch()
-        self._write_disks()
+        write_disks(self.plan, self.files, self._wiring)
         ours, theirs = socket.socketpair()
         self._starts += 1
         # QEMU truncates its log when it starts, so a restored machine gets another one.
@@ -240,14 +249,6 @@ class Machine:
         self._running = _Running(process, monitor, Tracer(monitor, log), started)
         self.health.begin(process, monitor)
         self.timings.monitor = self.elapsed()
-
-    def _write_disks(self) -> None:
-        """Make the files that the machine's disks are kept in. A saved machine has not written to them yet."""
-        for name, drive in self.plan.profile.drives.items():
-            write_drive(self.scratch / name, drive.size_mib << 20)
-        if self._wiring.disk is not None:
-            initrd = None if self.plan.until is not None else Path(self._wiring.initrd)
-            write_disk(Path(self._wiring.disk), disk_of(self.plan, self.files, initrd))
 
     def _silent(self, process: Process) -> HarnessError:
         """Why QEMU does not talk. Its monitor closes a moment before its end is seen; if it does not end, end it."""
