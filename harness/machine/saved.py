@@ -38,7 +38,10 @@ KIND = "machine"
 LIMIT_VARIABLE = "HARNESS_SAVED_MIB"
 # Counted up when saved machines of older harnesses are no longer fit to be taken up.
 _FORMAT = 1
-_LIMIT_MIB = 12 << 10
+#: The whole catalogue boots some fifty different machines, of 100 to 450 MiB each.
+_LIMIT_BYTES = 32 << 30
+#: Nor more than this part of the disk.
+_DISK_PART = 4
 _SAVE_S = 60.0
 _TAKE_UP_S = 30.0
 #: What must be left on the disk after a machine is saved.
@@ -46,10 +49,10 @@ _SPARE_BYTES = 2 << 30
 _HOST_CPU = re.compile(r"^(?:model name|flags|Features|cpu)\s*:.*$", re.MULTILINE)
 
 
-def limit_bytes() -> int:
-    """How much all saved machines may take together."""
+def limit_bytes(root: Path) -> int:
+    """How much all saved machines may take together, in a store on that disk."""
     given = os.environ.get(LIMIT_VARIABLE, "")
-    return (int(given) if given.isdecimal() else _LIMIT_MIB) << 20
+    return int(given) << 20 if given.isdecimal() else min(_LIMIT_BYTES, shutil.disk_usage(root).total // _DISK_PART)
 
 
 def depends_on(machine: Machine, sha256_of: Callable[[Path], str]) -> dict[str, Any]:
@@ -165,6 +168,6 @@ class SavedMachines:
     def _add(self, key: Key, built: Built, directory: Path, seconds: float) -> None:
         try:
             self._store.add((KIND, key.profile, key.arch, key.inputs), built, directory, seconds=seconds)
-            self._store.prune(kind=KIND, max_bytes=limit_bytes())
+            self._store.prune(kind=KIND, max_bytes=limit_bytes(self._store.root))
         except HostError as error:
             self._progress.message(f"the machine could not be saved: {error.message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_the_host_matters_under_kvm_alone(setting: Setting, monkeypatch: pytest.
     assert setting.key().inputs["host_cpu"] == "another"
 
 
-def test_the_limit_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert limit_bytes() == 12 << 30
+def test_the_limit_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limit_bytes(tmp_path) == min(32 << 30, shutil.disk_usage(tmp_path).total // 4)
     monkeypatch.setenv("HARNESS_SAVED_MIB", "5")
-    assert limit_bytes() == 5 << 20
+    assert limit_bytes(tmp_path) == 5 << 20
