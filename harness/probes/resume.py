@@ -51,11 +51,13 @@ def prepare(unsaved: Sequence[str], port: int | None) -> dict[str, int]:
     return {"remembered": len(_pci_configuration)}
 
 
-def _wake_timers() -> None:
-    """Have each CPU's timer set anew.
+def start_clocks(now_s: float) -> None:
+    """Set the time of day, and have each CPU's timer set anew.
 
-    QEMU before 8.1 does not save what the decrementer of an emulated POWER CPU counts, so the interrupt that Linux
+    QEMU before 8.2 does not save what the decrementer of an emulated POWER CPU counts, so the interrupt that Linux
     waits for may never come, and Linux sets the timer only for what is due before that. A time in the past is.
+
+    :param now_s: seconds since the epoch.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     longs = ctypes.c_long * 2
@@ -64,6 +66,7 @@ def _wake_timers() -> None:
         os.sched_setaffinity(0, {cpu})
         libc.clock_nanosleep(time.CLOCK_MONOTONIC, _TIMER_ABSTIME, longs(0, 1), None)
     os.sched_setaffinity(0, mine)
+    time.clock_settime(time.CLOCK_REALTIME, now_s)
 
 
 def _id_of(address: str) -> str:
@@ -86,8 +89,7 @@ def resume(token: str, files: Mapping[str, tuple[str, int]], mac: str, now_s: fl
     with open(_TOKEN) as file:
         if file.read().strip() != token:
             raise ValueError("this is not the machine that was saved")
-    _wake_timers()
-    time.clock_settime(time.CLOCK_REALTIME, now_s)
+    start_clocks(now_s)
     with open("/dev/urandom", "wb") as pool:
         pool.write(base64.b64decode(randomness))
     for address, configuration in _pci_configuration.items():

@@ -140,19 +140,14 @@ class Restored(Evidence):
 
 @verb("machine.save_restore")
 def save_restore(context: Context, _: SaveRestore) -> Restored:
-    """Save the machine's state, end QEMU, and let a new QEMU go on from it, at the time that it is by then.
-
-    Setting the clock makes the kernel program its timer anew as well. QEMU before 8.2 loses the one of a pseries
-    machine (its decrementer), and the guest would sleep for ever.
-    """
+    """Save the machine's state, end QEMU, and let a new QEMU go on from it, at the time that it is by then."""
     machine = context.machine
     state = context.testbed.scratch / "state"
     started = time.monotonic()
     save(machine, state, context.within(60, "the machine's state to be saved"))
     saved = time.monotonic()
     restore(machine, state, context.within(60, "the machine's state to be restored"))
-    deadline = context.within(60, "the restored guest's clock to be set")
-    machine.ssh(deadline).run(["date", "-s", f"@{time.time():.0f}"], deadline=deadline)
+    context.call("resume.start_clocks", now_s=time.time())
     restored = time.monotonic()
     size = state.stat().st_size >> 20
     state.unlink()
