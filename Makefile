@@ -12,7 +12,7 @@ BENCH_ARGS ?= --catalogue $(SCENARIOS)
 
 # All but the scenarios that nobody has seen pass yet: their verdict says nothing of the product.
 run: setup
-	$(VENV)/bin/harness run -j $(JOBS) -k "not unproven" $(SCENARIOS)
+	$(VENV)/bin/harness run -j $(JOBS) -k "not unproven" --report results/report $(SCENARIOS)
 
 test: setup
 	$(VENV)/bin/tox

@@ -34,6 +34,7 @@ from harness.command import (
 )
 from harness.commands import register
 from harness.commands.recording import HistoryOption, expectation, history_of_run, part_of, record_all
+from harness.commands.report import tell_page
 from harness.doctor import State, diagnose, print_findings
 from harness.errors import HarnessError, UsageError
 from harness.plugin import Front
@@ -73,6 +74,7 @@ def run(
     exit_first: Annotated[bool, typer.Option("-x", help="Stop after the first that does not pass.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Run each so many times, and tell how often it failed.")] = 1,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only this part of N, by recorded duration.")] = None,
+    report_to: Annotated[Path | None, typer.Option("--report", metavar="DIR", help="Write its page.")] = None,
     history: HistoryOption = None,
     no_history: Annotated[bool, typer.Option("--no-history", help="Record nothing.")] = False,
 ) -> None:
@@ -119,7 +121,11 @@ def run(
         arguments += ["--harness-repeat", str(repeat)]
     if jobs > 1:
         arguments += ["-p", "xdist.plugin", "-n", str(jobs), "--dist", "loadgroup"]
-    raise typer.Exit(_run_pytest(console, front, arguments, expectation(selected, repeat, recorded)))
+    status = _run_pytest(console, front, arguments, expectation(selected, repeat, recorded))
+    told = [Path(item["results"]) for item in front.finished]
+    if report_to is not None and (written := [path for path in told if (path / "result.json").is_file()]):
+        tell_page(console, written, report_to, recorded)
+    raise typer.Exit(status)
 
 
 def _selection(paths: list[Path] | None, keyword: str | None, tag: list[str] | None) -> list[str]:

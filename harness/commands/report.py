@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from harness.command import command, make_console
 from harness.commands.recording import HistoryOption
@@ -26,14 +27,18 @@ def report(
     history: HistoryOption = None,
 ) -> None:
     """Write one page, which needs nothing else, of what scenarios came to."""
+    tell_page(make_console(), results, output, history)
+
+
+def tell_page(console: Console, results: Iterable[Path], output: Path, history: Path | None) -> None:
+    """Write the page and say where it is; raises as :func:`gather`."""
     from harness.report.page.write import write_page  # noqa: PLC0415 (templates, which no other command needs)
 
     scenarios, summaries = gather(results)
     page = write_page(output, scenarios, summaries, History((history or default_history()).absolute()))
     size = page.stat().st_size / 1e6
-    make_console().print(
-        f"{len(scenarios)} scenarios, {size:.1f} MB: {page}", markup=False, highlight=False, soft_wrap=True
-    )
+    told = f"report: {page} ({len(scenarios)} scenarios, {size:.1f} MB)"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def gather(paths: Iterable[Path]) -> tuple[list[ReadScenario], list[ReadSummary]]:
