@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON ?= python3
 SCENARIOS ?= scenarios
 
-.PHONY: run test test-bad-luck bench setup host-packages images lint clean
+.PHONY: run test test-bad-luck test-nightly bench setup host-packages images lint clean
 
 # All but the scenarios that nobody has seen pass yet: their verdict says nothing of the product.
 run: setup
@@ -32,6 +32,10 @@ $(VENV)/.ready: pyproject.toml
 # Signals, full disks, panics and hangs, against real guests: minutes. HARNESS_TEST_ALL=1 tries every variant.
 test-bad-luck: setup
 	$(VENV)/bin/pytest tests/vm/test_bad_luck_*.py
+
+# What takes a quarter of an hour and breaks seldom: the path through KVM in a guest that has it, the CI examples' steps.
+test-nightly: setup
+	HARNESS_TEST_ALL=1 $(VENV)/bin/pytest tests/vm/test_kvm.py tests/vm/test_ci_examples.py
 
 # Boot to first command against a plain script, side by side.
 bench: setup

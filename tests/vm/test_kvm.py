@@ -161,7 +161,6 @@ def test_a_scenario_passes_under_kvm(host: Host) -> None:
     assert came_to(first) == ("pass", "kvm", "cold"), first["accel"]
     assert first["accel"]["why"] == "a guest booted under KVM on this host"
     assert came_to(host.harness("balloon/stats", "--accel", "kvm")) == ("pass", "kvm", "warm")
-    assert came_to(host.harness("balloon/resize")) == ("pass", "kvm", "warm")
 
 
 def test_a_machine_saved_under_one_accelerator_is_never_taken_up_under_another(host: Host) -> None:
