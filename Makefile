@@ -8,7 +8,7 @@ JOBS ?= $(shell nproc)
 ROUNDS ?= 5
 BENCH_ARGS ?= --catalogue $(SCENARIOS)
 
-.PHONY: run test test-bad-luck bench setup host-packages images lint clean
+.PHONY: run test test-bad-luck test-nightly bench setup host-packages images lint clean
 
 # All but the scenarios that nobody has seen pass yet: their verdict says nothing of the product.
 run: setup
@@ -36,6 +36,10 @@ $(VENV)/.ready: pyproject.toml
 # Signals, full disks, panics and hangs, against real guests: minutes. HARNESS_TEST_ALL=1 tries every variant.
 test-bad-luck: setup
 	$(VENV)/bin/pytest tests/vm/test_bad_luck_*.py
+
+# What takes a quarter of an hour and breaks seldom: the path through KVM in a guest that has it, the CI examples' steps.
+test-nightly: setup
+	HARNESS_TEST_ALL=1 $(VENV)/bin/pytest tests/vm/test_kvm.py tests/vm/test_ci_examples.py
 
 # Boot to first command against a plain script, whole programs beside labgrid and virtme-ng, the whole catalogue cold and
 # warm: about an hour and a half, on a machine that does nothing else. ROUNDS and BENCH_ARGS choose less.

@@ -12,7 +12,15 @@ from typing import NamedTuple
 from harness.errors import HarnessError, HostError, Problem
 from harness.images import Images, Recipes, Store
 from harness.images.under_test import KERNEL, XEN, Override, check_used, parse_overrides
-from harness.machine.accel import Accelerator, KvmJudge, Request, choose, host_architecture
+from harness.machine.accel import (
+    PROOF_TIMEOUT_S,
+    Accelerator,
+    EmulationWatch,
+    KvmJudge,
+    Request,
+    choose,
+    host_architecture,
+)
 from harness.machine.machine import BootFiles, Machine
 from harness.machine.profiles import describe, load_profiles
 from harness.machine.saved import SavedMachines
@@ -215,12 +223,13 @@ class Workspace:
             self.images.rootfs(profile.rootfs, profile.arch),
             self.images.segment(kernel, profile.early_modules, []),
         )
-        plan = Plan(profile, profile.kernels[0], profile.memory_mib, profile.vcpus)
+        patient = profile.model_copy(update={"boot_timeout_s": PROOF_TIMEOUT_S})
+        plan = Plan(patient, profile.kernels[0], profile.memory_mib, profile.vcpus)
         accelerator = Accelerator("kvm", "being proved")
         with TemporaryDirectory(prefix="harness-kvm-") as results, scratch_directory() as scratch:
             files = BootFiles(kernel.image, segments)
             with Machine(plan, files, accelerator, results=Path(results), scratch=scratch) as machine:
-                machine.boot()
+                machine.boot(EmulationWatch())
 
     def sweep(self) -> None:
         """Remove what killed runs left behind."""

@@ -17,6 +17,8 @@ from harness.scenario.model import Scenario
 
 #: Clocks of two hosts may differ by so much; a result that is dated later is no evidence.
 _CLOCK_SKEW = timedelta(hours=1)
+#: Why an excuse was not needed, by whether its scenario ran.
+_UNUSED = {True: "does it pass now?", False: "it was never run"}
 
 
 class State(StrEnum):
@@ -258,7 +260,8 @@ class Judge:
             if self.now.date() > excuse.expires:
                 yield f"known_failures[{index}] ({excuse.scenario}) has expired on {excuse.expires}"
             elif index not in self._excused:
-                yield f"known_failures[{index}] ({excuse.scenario}) excuses nothing: does it pass now?"
+                ran = any(matches(name, excuse.scenario) for name in self._by_id)
+                yield f"known_failures[{index}] ({excuse.scenario}) excuses nothing: {_UNUSED[ran]}"
 
 
 def _excuses(excuse: Excuse, item: Outcome) -> bool:

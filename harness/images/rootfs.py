@@ -32,7 +32,8 @@ def finish(tree: Tree, host_root: Path, arch: Arch, scratch: Path, deadline: Dea
         deadline=deadline,
     )
     for path in applets.split():
-        if f"/{path}".endswith("/busybox"):
+        # What a package brought is the better one: busybox's has a part of its options.
+        if f"/{path}".endswith("/busybox") or path in tree:
             continue
         tree.symlink(path, "/usr/bin/busybox")
     for name in ("dev/pts", "dev/shm", "proc", "sys", "run", "var/log"):

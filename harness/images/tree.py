@@ -52,10 +52,10 @@ class Tree:
         return iter(self._nodes)
 
     def __contains__(self, path: str) -> bool:
-        return path in self._nodes
+        return self._normal(path) in self._nodes
 
     def __getitem__(self, path: str) -> Node:
-        return self._nodes[path]
+        return self._nodes[self._normal(path)]
 
     def items(self) -> list[tuple[str, Node]]:
         """Every path and node, parents before children, always in the same order."""

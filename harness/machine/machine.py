@@ -165,9 +165,10 @@ class Machine:
 
     # -- start and end -------------------------------------------------------------------------------------
 
-    def boot(self) -> None:
+    def boot(self, also: Callable[[Monitor], None] = lambda _: None) -> None:
         """Start QEMU and wait until the guest takes commands, or until the console shows what the plan waits for.
 
+        :param also: looks at the machine besides, and raises when waiting has become pointless.
         :raises HostError: QEMU cannot be started, or ended.
         :raises BootError: the guest is not there in time, or its image is at fault.
         :raises GuestCrash: the guest's kernel crashed on the way.
@@ -179,8 +180,13 @@ class Machine:
         timeout_s = self.plan.profile.boot_timeout_s * self.time_factor
         deadline = Deadline.after(timeout_s, f"the guest to boot ({timeout_s:.0f} s under {self.accelerator.name})")
         self.start()
+
+        def look() -> None:
+            self.check()
+            also(self.monitor)
+
         try:
-            self.console.wait_for(READY if until is None else until.encode(), deadline, self.check)
+            self.console.wait_for(READY if until is None else until.encode(), deadline, look)
             self.timings.ready = self.elapsed()
             if until is None:
                 self.ssh(deadline)

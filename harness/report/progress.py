@@ -25,6 +25,9 @@ _MARKS = {
     Verdict.SKIP: "[yellow]SKIP[/]",
 }
 
+#: The phase in which a scenario's machine waits for room on the host.
+_WAITING = "wait"
+
 
 class Progress(Protocol):
     """Who shows a run's progress."""
@@ -160,7 +163,9 @@ class Live:
 
     def _doing(self, name: str, what: str) -> None:
         known = self._running.get(name)
-        self._running[name] = _Running(what, known.since if known else time.monotonic())
+        # How long it took before is told without what it waited for room on the host.
+        since = known.since if known and known.doing != _WAITING else time.monotonic()
+        self._running[name] = _Running(what, since)
 
     def message(self, text: str) -> None:
         """See :class:`Progress`."""

@@ -255,6 +255,11 @@ def test_an_excuse_that_nobody_needs_is_told(gate: Gate) -> None:
     assert decision.notes == ("known_failures[0] (balloon/resize*) excuses nothing: does it pass now?",)
 
 
+def test_an_excuse_for_what_never_ran_is_told_as_such(gate: Gate) -> None:
+    decision = gate.decide(PC + EXCUSE.format(expires="2027-01-01"))
+    assert decision.notes == ("known_failures[0] (balloon/resize*) excuses nothing: it was never run",)
+
+
 TIMING = """timings:
   - scenarios: ["balloon/resize[pc]"]
     phase: drive
@@ -437,7 +442,8 @@ def test_the_policies_that_people_read_are_right(tmp_path: Path, file: str) -> N
         text = next(block for block in text.split("```yaml\n")[1:] if block.startswith("policy:")).partition("```")[0]
     path = tmp_path / "policy.yaml"
     path.write_text(text)
-    found, problems = Workspace(SilentProgress()).load([CHECKOUT / "scenarios"])
+    workspace = Workspace(SilentProgress())
+    found, problems = workspace.load([CHECKOUT / "scenarios"])
     assert not problems
-    policy, _ = read_policy(path, found, COMPONENTS)
+    policy, _ = read_policy(path, found, workspace.components)
     assert policy.require

@@ -86,3 +86,12 @@ def test_what_is_dropped_is_not_even_read() -> None:
     tree.unpack(tar(("usr/share/x", b"1", {}), ("usr/bin/x", b"2", {})), globs(["usr/share/*"]))
     assert "usr/share/x" not in tree
     assert "usr/bin/x" in tree
+
+
+def test_a_path_is_found_where_merged_directories_have_put_it() -> None:
+    tree = Tree(merged=True)
+    tree.file("bin/setpriv", b"elf")
+    assert "bin/setpriv" in tree
+    assert "usr/bin/setpriv" in tree
+    assert "bin/other" not in tree
+    assert tree["bin/setpriv"].data == b"elf"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -12,12 +13,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Barrier, Thread
+from typing import Any, cast
 
 import pytest
 
 from harness.errors import BootError, GuestCrash, HarnessError, HostError
 from harness.machine import accel
-from harness.machine.accel import Accelerator, KvmJudge, KvmProof, choose, host_architecture, kvm_obstacle
+from harness.machine.accel import (
+    Accelerator,
+    EmulationWatch,
+    KvmJudge,
+    KvmProof,
+    choose,
+    host_architecture,
+    kvm_obstacle,
+)
+from harness.machine.qmp import Monitor, MonitorLost, MonitorRefused
 
 
 @dataclass
@@ -217,10 +228,31 @@ def test_the_answer_holds_for_this_boot_this_qemu_and_this_guest(host: Host, cha
     assert host.judge(fingerprint=fingerprint).remembered() is None
     assert host.judge(fingerprint=fingerprint).judge().works
     assert host.proofs == 2
+
+
+def test_each_qemu_has_an_answer_of_its_own(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two checkouts of which one brings its own QEMU prove KVM once each, not again at each run."""
+    other = host.directory / "other" / host.qemu.name
+    other.parent.mkdir()
+    shutil.copy2(host.qemu, other)
+    first = host.judge(HostError("no")).judge()
+    monkeypatch.setenv("PATH", str(other.parent))
+    assert host.judge().remembered() is None
+    assert host.judge().judge().works
+    monkeypatch.setenv("PATH", str(host.qemu.parent))
+    assert host.judge().remembered() == first
+    assert host.proofs == 2
+
+
+def test_an_upgraded_qemu_leaves_no_old_answer(host: Host) -> None:
+    for second in range(3):
+        os.utime(host.qemu, (second, second))
+        host.judge().judge()
+    assert host.proofs == 3
     assert len(list((host.directory / "cache").glob("kvm-*.json"))) == 1
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"works": true}', '{"works": true, "why": "", "x": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"works": true, "why": ""}', '{"about": "x"}'])
 def test_a_damaged_memory_is_none(host: Host, text: str) -> None:
     host.judge().judge()
     (file,) = (host.directory / "cache").glob("kvm-*.json")
@@ -252,6 +284,49 @@ def test_a_host_without_a_boot_id(host: Host) -> None:
     assert host.judge().judge().works
     assert host.judge().judge().works
     assert host.proofs == 1
+
+
+# -- a proof that is ended early ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Counters:
+    """A monitor that tells what KVM counted: of each virtual CPU, how many instructions could not be emulated."""
+
+    failed: tuple[int, ...] = ()
+    error: HarnessError | None = None
+    asked: int = 0
+
+    def execute(self, command: str, arguments: dict[str, Any]) -> Any:
+        assert (command, arguments["target"]) == ("query-stats", "vcpu")
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        (name,) = arguments["providers"][0]["names"]
+        return [{"provider": "kvm", "stats": [{"name": name, "value": value}]} for value in self.failed]
+
+
+@pytest.mark.parametrize("failed", [(), (0,), (100,), (50, 50)])
+def test_a_kvm_that_runs_the_guest_is_given_its_time(failed: tuple[int, ...]) -> None:
+    EmulationWatch()(cast("Monitor", Counters(failed)))
+
+
+@pytest.mark.parametrize("failed", [(101,), (51, 50)])
+def test_a_kvm_that_emulates_and_fails_is_given_up(failed: tuple[int, ...]) -> None:
+    with pytest.raises(HostError, match="instead of running them, and failed at 101"):
+        EmulationWatch()(cast("Monitor", Counters(failed)))
+
+
+@pytest.mark.parametrize("error", [MonitorRefused("no", "CommandNotFound"), MonitorLost("gone")])
+def test_where_nobody_counts_nothing_is_ended_early(error: HarnessError) -> None:
+    EmulationWatch()(cast("Monitor", Counters((1000,), error)))
+
+
+def test_kvms_counters_are_looked_at_now_and_then() -> None:
+    counters, watch = Counters((0,)), EmulationWatch()
+    for _ in range(100):
+        watch(cast("Monitor", counters))
+    assert counters.asked == 1
 
 
 # -- several at once ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
+from harness.gate.policy import read_policy
 from harness.progress import SilentProgress
 from harness.scenario.schema import json_schema
 from harness.workspace import Workspace
@@ -26,6 +27,14 @@ def test_every_scenario_is_right(workspace: Workspace) -> None:
     scenarios, problems = workspace.load([ROOT / "scenarios"])
     assert not problems
     assert len({scenario.id for scenario in scenarios}) == len(scenarios) >= len(SCENARIOS)
+
+
+def test_the_committed_policy_is_about_every_feature_and_names_what_there_is(workspace: Workspace) -> None:
+    scenarios, _ = workspace.load([ROOT / "scenarios"])
+    policy, _ = read_policy(ROOT / "policy.yaml", scenarios, workspace.components)
+    guards = {item.id for item in scenarios if {"gate", "smoke"} & set(item.tags)}
+    assert guards == {item.id for item in scenarios for rule in policy.require if rule.fits(item)}
+    assert {rule.component for rule in policy.mutation} == {path.name for path in (ROOT / "mutants").iterdir()}
 
 
 def test_the_committed_schema_is_the_generated_one(workspace: Workspace) -> None:

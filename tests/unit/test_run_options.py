@@ -11,15 +11,19 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
 
 from harness.records.history import History
+from harness.report import progress
 from harness.report.consoles import console_excerpt
 from harness.report.progress import Expected, Live, for_console
 from harness.report.repeats import print_repeats
 from harness.result import Crash, ScenarioResult, Verdict
+from harness.scenario.model import Scenario
 from tests.unit.records import result
 
 CHECKOUT = Path(__file__).parents[2]
@@ -140,6 +144,21 @@ def test_the_live_view_tells_what_runs_for_how_long_and_how_long_it_took_before(
     assert "PASS" in text and "balloon/[new] (4.0 s)" in text
     assert "0 s of about 12 s" in text
     assert "1 of 3 done: 1 pass   0 s of about 40 s" in text
+
+
+def test_what_a_scenario_waited_for_room_is_no_part_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120)
+    live = Live(console, Expected(1, {"balloon/resize[pc]": 12.0}))
+    scenario = cast("Scenario", SimpleNamespace(id="balloon/resize[pc]"))
+    for phase, seconds in (("build", 1), ("wait", 30), ("boot", 5)):
+        live.phase(scenario, phase)
+        clock[0] += seconds
+    console.print(live._render())
+    live.close()
+    assert "5 s of about 12 s" in out.getvalue()
 
 
 def test_repeats_are_counted_and_shown() -> None:
