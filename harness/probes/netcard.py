@@ -76,9 +76,13 @@ def listen(mac: str, address: str, port: int, size: int, seconds: float) -> dict
 def result() -> dict[str, object]:
     """Wait until the connection that :func:`listen` allows is over, and say what was seen of it."""
     try:
-        return holders.call(_HOLDER, "tell")
-    finally:
-        holders.end(_HOLDER)
+        seen = holders.call(_HOLDER, "tell")
+    except holders.HolderDied:
+        signal = holders.end(_HOLDER)
+        nothing = {"received_sha256": "", "sent_sha256": "", "card_received_bytes": 0, "card_sent_bytes": 0}
+        return {**nothing, "error": f"the process that held the connection died of signal {signal}"}
+    holders.end(_HOLDER)
+    return seen
 
 
 def _serve(stream: socket.socket, exchange: Exchange, tell: int) -> None:
@@ -134,8 +138,8 @@ class Exchange:
                     left -= len(data)
                 connection.sendall(mine)
                 connection.recv(1)  # until the other end has all of it
-        except OSError as failure:
-            error = str(failure)
+        except Exception as failure:  # what is not told here is told by nobody
+            error = f"{type(failure).__name__}: {failure}"
         after = _counted(self._name)
         self._seen = {
             "received_sha256": digest.hexdigest(),

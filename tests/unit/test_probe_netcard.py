@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -82,6 +83,14 @@ def test_a_guest_that_sends_too_little_is_told(netcard: ModuleType) -> None:
     received, error = exchange(port, bytes(16), 32, Deadline.after(0.3, "a test"))
     assert len(received) == 16
     assert error == "timed out after 16 bytes"
+
+
+def test_a_process_that_dies_is_told(netcard: ModuleType) -> None:
+    netcard.listen(MAC, "127.0.0.1", free_port(), 16, 10)
+    os.kill(netcard.holders._holders["netcard"][0], signal.SIGKILL)
+    seen = netcard.result()
+    assert "died of signal 9" in seen["error"]
+    assert seen["received_sha256"] == ""
 
 
 def test_nobody_at_the_other_end() -> None:
