@@ -24,10 +24,11 @@ from qemu.qmp.qmp_client import ExecuteError
 
 from harness.deadline import Deadline
 from harness.errors import HostError
+from harness.machine.spec import GUEST_ADDRESS
 
 T = TypeVar("T")
 _EVENTS_KEPT = 1000
-_HOST_FORWARD = re.compile(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s")
+_HOST_FORWARD = re.compile(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s+(?P<guest>[\d.]+)\s")
 #: What giving up on QEMU's greeting may take.
 _CLEANUP_S = 5
 
@@ -161,12 +162,19 @@ class Monitor:
         number = version["qemu"]
         return f"{number['major']}.{number['minor']}.{number['micro']} {version['package']}".strip()
 
-    def forwarded_port(self) -> int:
-        """The loopback port, chosen by QEMU, that leads to the guest's SSH server."""
-        match = _HOST_FORWARD.search(self.human("info usernet"))
-        if match is None:
-            raise HostError("QEMU does not say which port it forwards", layer="qemu")
-        return int(match.group(1))
+    def forwarded_port(self, address: str = GUEST_ADDRESS) -> int:
+        """The loopback port, chosen by QEMU, that leads to the guest's SSH server, or to another of its addresses."""
+        for match in _HOST_FORWARD.finditer(self.human("info usernet")):
+            if match["guest"] == address:
+                return int(match["port"])
+        raise HostError(f"QEMU does not say which port it forwards to {address}", layer="qemu")
+
+    def mac_of(self, device: str) -> str:
+        """The address of a network card.
+
+        :param device: its QEMU id.
+        """
+        return str(self.execute("qom-get", {"path": f"/machine/peripheral/{device}", "property": "mac"}))
 
     def events(self, name: str) -> list[Mapping[str, Any]]:
         """The events of that name seen so far (the last thousand events are kept)."""

@@ -28,6 +28,8 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 GUEST_ADDRESS = "10.0.2.15"
 
 SSH_PORT = 22
+#: Where a guest takes connections on a profile's further networks.
+EXCHANGE_PORT = 7
 
 #: Where a dom0's kernel and initramfs lie for Xen on the arm64 board, whose memory begins at 1 GiB: clear of Xen.
 _LOADER_KERNEL = "0x49000000"
@@ -118,8 +120,9 @@ class Profile(_Strict):
     """A kind of machine: one file in ``images/machines/``.
 
     Timeouts are meant for KVM; under TCG they are multiplied by ``tcg_factor``. ``tcg_thread`` says whether emulated
-    CPUs get a host thread each. ``networks`` are further ones, without SSH, for ``devices`` to name in ``netdev``, and
-    so are ``drives``. ``boot_trace`` names QEMU's trace events that are on from its start.
+    CPUs get a host thread each. ``networks`` are further ones, for ``devices`` to name in ``netdev``, and so are
+    ``drives``; on such a network the guest has :data:`EXCHANGE_PORT` in place of SSH's. ``boot_trace`` names QEMU's
+    trace events that are on from its start.
     """
 
     summary: str
@@ -160,6 +163,11 @@ class Profile(_Strict):
     def layer(self) -> str:
         """What its guest is called: the one that QEMU boots, and that SSH reaches."""
         return "guest" if self.hypervisor is None else "dom0"
+
+
+def network_address(profile: Profile, network: str) -> str:
+    """The guest's address on one of the profile's further networks; each is a subnet of its own, beside the first."""
+    return f"10.0.{3 + profile.networks.index(network)}.15"
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +282,11 @@ def _nodes(nodes: Sequence[Node], vcpus: int) -> list[str]:
     return argv
 
 
+def _network(name: str, address: str) -> str:
+    subnet = f"{address.rpartition('.')[0]}.0/24"
+    return f"user,id={name},net={subnet},restrict=on,hostfwd=tcp:127.0.0.1:0-{address}:{EXCHANGE_PORT}"
+
+
 def _each(option: str, values: Iterable[str]) -> list[str]:
     return [word for value in values for word in (option, value)]
 
@@ -297,8 +310,8 @@ def _boots(plan: Plan, wiring: Wiring) -> list[str]:
 def qemu_argv(plan: Plan, wiring: Wiring, accelerator: AcceleratorName) -> list[str]:
     """QEMU's whole command line for a machine.
 
-    The guest reaches nothing (``restrict=on``); its SSH server is reached on a loopback port that QEMU
-    chooses itself and tells through the monitor (``info usernet``).
+    The guest reaches nothing (``restrict=on``); its SSH server, and its port on each further network, is reached on a
+    loopback port that QEMU chooses itself and tells through the monitor (``info usernet``).
     """
     profile = plan.profile
     argv = [profile.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
@@ -317,7 +330,7 @@ def qemu_argv(plan: Plan, wiring: Wiring, accelerator: AcceleratorName) -> list[
     argv += _connections(wiring)
     argv += ["-netdev", f"user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:{SSH_PORT}"]
     argv += ["-device", f"{profile.nic},netdev=net0,mac={wiring.mac}"]
-    argv += _each("-netdev", (f"user,id={name},restrict=on" for name in profile.networks))
+    argv += _each("-netdev", (_network(name, network_address(profile, name)) for name in profile.networks))
     argv += _each(
         "-drive", (f"if=none,id={name},format=raw,file={escape(f'{wiring.drives}/{name}')}" for name in profile.drives)
     )

@@ -9,13 +9,17 @@ from typing import Annotated
 
 from pydantic import Field
 
+from harness.errors import CommandFailed
 from harness.machine.drives import contents
+from harness.machine.network import exchange
+from harness.machine.spec import EXCHANGE_PORT, network_address
 from harness.scenario.model import LayerName, Name
 from harness.steps.base import Context, Evidence, Params, verb
 
 #: Reads are at the disk's beginning, and writes behind them, so that a later read finds what was there first.
 _WRITE_AT = 8 << 20
 _WRITE_BYTES = 1 << 20
+_EXCHANGE_S = 10
 
 
 class Disk(Params):
@@ -100,3 +104,69 @@ def network(context: Context, params: Network) -> NetworkSeen:
     deadline = context.within(60, "bytes to come back")
     done = context.machine.ssh(deadline).run(["cat"], stdin=data, deadline=deadline)
     return NetworkSeen(sent_bytes=len(data), same=done.stdout == data, seconds=done.seconds)
+
+
+class Exchange(Params):
+    """One of the profile's network cards, how much goes each way, and which guest has it."""
+
+    device: Name
+    kib: Annotated[int, Field(ge=1, le=8192)] = 1024
+    layer: LayerName | None = None
+
+
+class ExchangeSeen(Evidence):
+    """What went through a network card.
+
+    ``sent_same`` says whether the bytes that the guest got are those that this host sent, and ``received_same`` whether
+    this host got those that the guest sent: each end tells of its own. ``card_received_bytes`` and ``card_sent_bytes``
+    are what the guest's kernel counts for the card meanwhile. ``error`` is what became of a card that fails.
+    """
+
+    interface: str
+    error: str
+    sent_bytes: int
+    sent_same: bool
+    received_bytes: int
+    received_same: bool
+    card_received_bytes: int
+    card_sent_bytes: int
+    seconds: float
+
+
+@verb("dma.exchange")
+def exchange_bytes(context: Context, params: Exchange) -> ExchangeSeen:
+    """Send bytes to a guest through one of its network cards, get others back, and compare both ends."""
+    started = time.monotonic()
+    profile, monitor = context.testbed.profile, context.machine.monitor
+    network = profile.devices[params.device].properties.get("netdev") if params.device in profile.devices else None
+    if network not in profile.networks:
+        raise CommandFailed(f"dma.exchange: {params.device} is no card on one of the machine's further networks")
+    address = network_address(profile, str(network))
+    size = params.kib << 10
+    mine = random.randbytes(size)  # noqa: S311 (nothing secret)
+    deadline = context.within(_EXCHANGE_S, "bytes to go both ways through a network card")
+    listens = context.call(
+        "netcard.listen",
+        layer=params.layer,
+        mac=monitor.mac_of(params.device),
+        address=address,
+        port=EXCHANGE_PORT,
+        size=size,
+        seconds=deadline.remaining_s,
+    )
+    received, error = b"", listens["error"]
+    seen = {"received_sha256": "", "sent_sha256": "", "card_received_bytes": 0, "card_sent_bytes": 0, "error": error}
+    if not error:
+        received, error = exchange(monitor.forwarded_port(address), mine, size, deadline)
+        seen = context.call("netcard.result", layer=params.layer, timeout_s=2 * _EXCHANGE_S)
+    return ExchangeSeen(
+        interface=listens["interface"],
+        error=error or seen["error"],
+        sent_bytes=size,
+        sent_same=seen["received_sha256"] == hashlib.sha256(mine).hexdigest(),
+        received_bytes=len(received),
+        received_same=seen["sent_sha256"] == hashlib.sha256(received).hexdigest(),
+        card_received_bytes=seen["card_received_bytes"],
+        card_sent_bytes=seen["card_sent_bytes"],
+        seconds=round(time.monotonic() - started, 3),
+    )

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from harness.errors import ScenarioError
 from harness.machine.profiles import describe, load_profiles
 from harness.machine.spec import (
+    EXCHANGE_PORT,
     SANDBOX,
     AcceleratorName,
     Cpu,
@@ -30,6 +31,7 @@ from harness.machine.spec import (
     Scalar,
     Wiring,
     escape,
+    network_address,
     qemu_argv,
 )
 
@@ -337,7 +339,7 @@ plans = st.sampled_from(sorted(PROFILES)).map(lambda name: plan_of(PROFILES[name
 @unhurried
 @given(plans, wirings, st.sampled_from(ACCELERATORS))
 def test_nothing_listens_beyond_this_host(plan: Plan, wiring: Wiring, accelerator: AcceleratorName) -> None:
-    """What can listen at all: a console on a Unix socket, and one forwarded port on loopback that QEMU chooses."""
+    """What can listen at all: a console on a Unix socket, and a loopback port of QEMU's choice for each network."""
     for option, value in pairs(qemu_argv(plan, wiring, accelerator)):
         assert option in {
             *("-nodefaults", "-no-user-config", "-display", "-no-reboot", "-sandbox", "-machine", "-accel", "-cpu"),
@@ -351,8 +353,14 @@ def test_nothing_listens_beyond_this_host(plan: Plan, wiring: Wiring, accelerato
             assert not {"host", "port", "ipv4", "ipv6"} & set(said)
         elif option == "-netdev":
             (kind, name, *rest) = options(value)
-            forward = [("hostfwd", "tcp:127.0.0.1:0-:22")] if name == ("id", "net0") else []
-            assert (kind, rest) == (("user", None), [("restrict", "on"), *forward])
+            assert kind == ("user", None)
+            if name == ("id", "net0"):
+                assert rest == [("restrict", "on"), ("hostfwd", "tcp:127.0.0.1:0-:22")]
+            else:
+                address = network_address(plan.profile, str(name[1]))
+                forward = f"tcp:127.0.0.1:0-{address}:{EXCHANGE_PORT}"
+                subnet = ("net", f"{address.removesuffix('.15')}.0/24")
+                assert rest == [subnet, ("restrict", "on"), ("hostfwd", forward)]
         elif option == "-serial":
             assert value in ("mon:stdio", "chardev:console")
         elif option == "-incoming":
@@ -404,9 +412,13 @@ def test_an_iommu_comes_before_what_is_behind_it() -> None:
 
 
 def test_drives_networks_and_traces_are_the_profiles() -> None:
-    profile = small_profile(networks=["net1"], drives={"disk": Drive(size_mib=1)}, boot_trace=["vtd_*"])
+    profile = small_profile(networks=["net1", "n"], drives={"disk": Drive(size_mib=1)}, boot_trace=["vtd_*"])
     argv = qemu_argv(plan_of(profile, trace=("x_y",)), replace(WIRING, drives="/a,b"), "tcg")
-    assert values_of(argv, "-netdev")[1:] == ["user,id=net1,restrict=on"]
+    assert values_of(argv, "-netdev")[1:] == [
+        "user,id=net1,net=10.0.3.0/24,restrict=on,hostfwd=tcp:127.0.0.1:0-10.0.3.15:7",
+        "user,id=n,net=10.0.4.0/24,restrict=on,hostfwd=tcp:127.0.0.1:0-10.0.4.15:7",
+    ]
+    assert network_address(profile, "n") == "10.0.4.15"
     assert values_of(argv, "-drive") == ["if=none,id=disk,format=raw,file=/a,,b/disk"]
     assert values_of(argv, "-trace") == ["vtd_*", "x_y"]
 
