@@ -172,7 +172,7 @@ class Testbed:
         )
         for name, wishes in boot.domains.items():
             self._add_domain(self._machine, name, wishes)
-        write_repro(self.results / "repro.sh", self._machine)
+        write_repro(self.results / "repro.sh", self._machine, self._candidates[0].late_files)
 
     def await_room(self, on_wait: Callable[[], None]) -> None:
         """Wait until this host has room for one more machine.

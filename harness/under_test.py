@@ -24,6 +24,11 @@ def components_of(scenario: Scenario, profile: Profile) -> frozenset[str]:
     return frozenset({KERNEL, *own, *(item.module for item in scenario.load)})
 
 
+def _place(module: str) -> str:
+    """Where a guest has a module."""
+    return f"{DIRECTORY}/{module_name(module)}.ko"
+
+
 def recorded(tested: Candidate) -> UnderTest:
     """What a result says of a component under test."""
     override = tested.override
@@ -36,6 +41,7 @@ def recorded(tested: Candidate) -> UnderTest:
         describe=tested.describe,
         version=tested.version,
         replaced=tested.replaced,
+        sources=tuple(str(path.absolute()) for path in override.sources),
     )
 
 
@@ -104,8 +110,13 @@ class Candidates:
     def bring(self, machine: Machine, module: str, deadline: Deadline) -> None:
         """Put a module under test into a booted guest, when it is not there yet."""
         if (tested := self._late.get(module)) is not None:
-            target = f"/{DIRECTORY}/{module_name(module)}.ko"
+            target = f"/{_place(module)}"
             machine.ssh(deadline).run(["dd", f"of={target}"], stdin=tested.path.read_bytes(), deadline=deadline)
+
+    @property
+    def late_files(self) -> dict[str, Path]:
+        """What :meth:`bring` brings, by its place in the guest, without the leading slash."""
+        return {_place(module): tested.path for module, tested in self._late.items()}
 
     def check_loaded(self, module: str, found: str) -> None:
         """Compare what a guest has loaded with what is under test: a result must not speak of anything else.

@@ -26,6 +26,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "steps",
         "runner",
         "workspace",
+        "reproduce",
         "plugin shell doctor components mutate bisect command",
         "trials commands",
         "cli",
