@@ -55,6 +55,7 @@ class Candidates:
     :param wanted: modules that are loaded afterwards.
     :param hypervisor_name: the recipe's below it, where there is one.
     :param late: whether a module can be brought to the guest when it has booted.
+    :param small_kernel: the parts of the configuration of a kernel that is compiled for the machine.
     """
 
     images: Images
@@ -64,6 +65,7 @@ class Candidates:
     wanted: Sequence[str]
     hypervisor_name: str | None = None
     late: bool = True
+    small_kernel: Sequence[str] = ()
 
     def build(self) -> None:
         """Build now what is built for the kernel; raises as :meth:`Images.tested_module`."""
@@ -139,7 +141,7 @@ class Candidates:
     @cached_property
     def _tested_kernel(self) -> Candidate | None:
         override = self.overrides.get(KERNEL)
-        return None if override is None else self.images.tested_kernel(override, self.kernel)
+        return None if override is None else self.images.tested_kernel(override, self.kernel, self.small_kernel)
 
     @cached_property
     def _tested_hypervisor(self) -> Candidate | None:

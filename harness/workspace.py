@@ -121,11 +121,21 @@ class Workspace:
             try:
                 self.build_profile(profile, kernel, hypervisor)
                 if mine := {name: item for name, item in (overrides or {}).items() if name in used}:
+                    self._check_small_kernel(mine.get(KERNEL), machine)
                     stock = self.images.kernel(kernel, profile.arch)
-                    Candidates(self.images, mine, stock, (), (), hypervisor).build()
+                    Candidates(self.images, mine, stock, (), (), hypervisor, small_kernel=profile.small_kernel).build()
             except HarnessError as error:
                 refused.update(dict.fromkeys(ids, error))
         return refused
+
+    def _check_small_kernel(self, override: Override | None, machine: str) -> None:
+        if override is None or override.kind == "file" or self.profiles[machine].small_kernel:
+            return
+        there = ", ".join(name for name, profile in self.profiles.items() if profile.small_kernel)
+        raise HostError(
+            f"{override.option}: from a patch or a tree no kernel can be built for {machine}, only for {there}",
+            hint="choose a scenario's row with -k; for this machine, put a built image under test",
+        )
 
     def build_profile(
         self, profile: Profile, kernel: str | None = None, hypervisor: str | None = None, *, anew: bool = False
@@ -160,8 +170,9 @@ class Workspace:
 
     def can_build(self, component: str, scenario: Scenario) -> bool:
         """Whether a scenario uses a component that can be built from patches for its machine."""
-        arch = self.profiles[scenario.boot.machine].arch
-        return component in self.components_of(scenario) and self.images.builds(component, arch)
+        profile = self.profiles[scenario.boot.machine]
+        there = profile.small_kernel if component == KERNEL else self.images.builds(component, profile.arch)
+        return component in self.components_of(scenario) and bool(there)
 
     def components_of(self, scenario: Scenario) -> frozenset[str]:
         """What a scenario uses that can be put under test."""

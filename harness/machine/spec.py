@@ -119,7 +119,9 @@ class Profile(_Strict):
 
     Timeouts are meant for KVM; under TCG they are multiplied by ``tcg_factor``. ``tcg_thread`` says whether emulated
     CPUs get a host thread each. ``networks`` are further ones, without SSH, for ``devices`` to name in ``netdev``, and
-    so are ``drives``. ``boot_trace`` names QEMU's trace events that are on from its start.
+    so are ``drives``. ``boot_trace`` names QEMU's trace events that are on from its start. ``small_kernel`` names files
+    in ``images/configs/``, applied over ``tinyconfig`` in order: what a kernel is compiled of that is under test as a
+    patch or a tree.
     """
 
     summary: str
@@ -133,6 +135,7 @@ class Profile(_Strict):
     console: str
     kernel_args: list[str] = []
     early_modules: list[str]
+    small_kernel: list[str] = []
     tcg_thread: Literal["multi", "single"] = "multi"
     nic: str = "virtio-net-pci,romfile="
     networks: list[_Name] = []
