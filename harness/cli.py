@@ -48,7 +48,6 @@ from harness.runner import blank_result
 from harness.scenario.model import Scenario
 from harness.scenario.schema import json_schema
 from harness.shell import open_shell
-from harness.trials import bisect, components, mutate
 from harness.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -309,10 +308,6 @@ def images_prune(
     """Remove images that were not used lately, and what killed builds left."""
     freed = Workspace(SilentProgress()).store.prune(keep_days=keep_days)
     make_console().print(f"freed {decimal(freed)}", highlight=False)
-
-
-for trial in (components, mutate, bisect):
-    app.command()(trial)
 
 
 def main() -> None:

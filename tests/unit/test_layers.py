@@ -26,9 +26,9 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "steps",
         "runner",
         "workspace",
-        "reproduce",
+        "reproduce trials",
         "plugin shell doctor components mutate bisect command",
-        "trials commands",
+        "commands",
         "cli",
     )
 )

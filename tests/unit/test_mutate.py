@@ -79,11 +79,11 @@ class Place:
 
     def prepare(self, scenarios: object, overrides: Mapping[str, Override]) -> dict[str, HarnessError]:
         error = BuildFailed("module x does not build: x.c:1: no")
-        return {"quick": error} if overrides["x"].sources[0].stem == "broken" else {}
+        return {"quick": error} if overrides and overrides["x"].sources[0].stem == "broken" else {}
 
 
 def gauntlet(course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gauntlet:
-    monkeypatch.setattr("harness.mutate.Runner", course.runner)
+    monkeypatch.setattr("harness.trials.Runner", course.runner)
     scenarios = [SimpleScenario("slow"), SimpleScenario("quick")]
     made = Gauntlet(Place(), "x", scenarios, "tcg", tmp_path, Silent())  # type: ignore[arg-type]
     assert [result.id for result in made.baseline()] == ["slow", "quick"]
