@@ -52,6 +52,7 @@ class Mutant:
     :param summary: the first line of its patch, which says what it breaks.
     :param by: the scenario that killed it, or where the error was.
     :param why: the assertion that does not hold, the crash, or the error.
+    :param seconds: from the patch to its fate, without what was waited for other machines to end.
     """
 
     name: str
@@ -125,7 +126,7 @@ class Gauntlet:
             if result.verdict is Verdict.PASS:
                 drive_s = result.seconds.drive / self._factor(scenario, result)
                 passed.append(replace(scenario, timeout_s=max(_LEAST_S, ceil(_PATIENCE * drive_s))))
-                self._took[scenario.id] = result.seconds.total
+                self._took[scenario.id] = result.seconds.total - result.seconds.wait
             yield result
         self._scenarios = passed
 
@@ -151,7 +152,8 @@ class Gauntlet:
                 mutant.fate, mutant.by, mutant.why = Fate.ERROR, scenario.id, _reason(result)
                 if sum(item["verdict"] == Verdict.ERROR for item in mutant.results) >= _MAX_ERRORS:
                     break
-        mutant.seconds = time.monotonic() - started
+        waited = sum(item["seconds"]["wait"] for item in mutant.results)
+        mutant.seconds = time.monotonic() - started - waited
         return mutant
 
     def _order(self) -> list[Scenario]:
