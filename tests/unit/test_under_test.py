@@ -60,6 +60,15 @@ def test_the_kinds_of_source_are_told_apart(tmp_path: Path) -> None:
     assert parse_overrides([f"xen={patch}"], COMPONENTS)["xen"].kind == "patches"
 
 
+@pytest.mark.parametrize(("component", "kind"), [("kernel", 1), ("xen", 1), ("virtio_balloon", 2)])
+def test_a_module_is_no_kernel_nor_the_other_way_round(tmp_path: Path, component: str, kind: int) -> None:
+    """By ``e_type``: QEMU would say no more than that it cannot load it, once the machine's turn has come."""
+    content = module()
+    written(tmp_path / "x", content[:16] + struct.pack("<H", kind) + content[18:])
+    with pytest.raises(UsageError, match=f"--under-test {component}: .* is no "):
+        parse_overrides([f"{component}={tmp_path / 'x'}"], COMPONENTS)
+
+
 def test_patches_are_kept_in_order(tmp_path: Path) -> None:
     first = written(tmp_path / "b.patch", PATCH)
     second = written(tmp_path / "a.patch", PATCH.replace(b"+b\n", b"+c\n"))
