@@ -171,8 +171,12 @@ class Workspace:
     def can_build(self, component: str, scenario: Scenario) -> bool:
         """Whether a scenario uses a component that can be built from patches for its machine."""
         profile = self.profiles[scenario.boot.machine]
-        there = profile.small_kernel if component == KERNEL else self.images.builds(component, profile.arch)
-        return component in self.components_of(scenario) and bool(there)
+        if component not in self.components_of(scenario):
+            return False
+        if component == KERNEL:
+            recipe = self.recipes.kernel(scenario.boot.kernel or profile.kernels[0])
+            return bool(profile.small_kernel) and recipe.build is not None
+        return self.images.builds(component, profile.arch)
 
     def components_of(self, scenario: Scenario) -> frozenset[str]:
         """What a scenario uses that can be put under test."""

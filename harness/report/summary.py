@@ -113,8 +113,8 @@ def ways_back(scenario: Mapping[str, Any]) -> dict[str, str]:
     """How to see it once more, as commands for a shell: all of it, its machine, and that without the harness."""
     tested = [f"--under-test {shlex.quote(option)}" for option in _options(scenario["under_test"])]
     results = Path(scenario["results"])
-    # Brackets and slashes are letters to pytest's -k, as long as nothing else is in it.
-    chosen = f"-k {shlex.quote(scenario['id'])}" if scenario["matrix"] else ""
+    # pytest knows a row by its file's name and label. Brackets are letters to its -k.
+    chosen = f"-k {shlex.quote(Path(scenario['id']).name)}" if scenario["matrix"] else ""
     file = shlex.quote(scenario["file"] or scenario["id"])
     ways = {
         "again": " ".join(filter(None, ("harness run", file, chosen, *tested))),

@@ -99,7 +99,7 @@ def test_how_to_see_a_failure_once_more() -> None:
     failed["under_test"] = [tested]
     ways = summary.ways_back(failed)
     assert shlex.split(ways["again"]) == [
-        *("harness", "run", "scenarios/balloon/resize.yaml", "-k", "balloon/resize[pc]"),
+        *("harness", "run", "scenarios/balloon/resize.yaml", "-k", "resize[pc]"),
         *("--under-test", "kernel=/src/a b.patch", "--under-test", "kernel=/src/c.patch"),
     ]
     assert shlex.split(ways["its machine"]) == ["harness", "shell", "--from", "/results/balloon-resize[pc]"]
