@@ -19,8 +19,8 @@ from harness.images.under_test import parse_overrides
 from harness.machine.accel import Request
 from harness.report.progress import Silent
 from harness.result import SCHEMA, Verdict
-from harness.runner import Runner, Settings
 from harness.scenario.model import Scenario
+from harness.trials import Trials
 from harness.workspace import Workspace
 
 _FIRST_BAD = re.compile(r"^([0-9a-f]{40}) is the first bad commit", re.MULTILINE)
@@ -107,7 +107,7 @@ class Bisection:
         self._scenario = scenario
         self._component = component
         self._tree = tree
-        self._accel: Request = accel
+        self._trials = Trials(workspace, accel, Silent())
         self._repeat = repeat
         self._results = results
         self._told = told
@@ -159,20 +159,8 @@ class Bisection:
         return tried
 
     def _run(self, worktree: Path, directory: Path) -> dict[str, Any]:
-        workspace = self._workspace
-        overrides = parse_overrides([f"{self._component}={worktree}"], workspace.components)
-        for error in workspace.prepare([self._scenario], overrides).values():
-            raise error
-        settings = Settings(
-            images=workspace.images,
-            profiles=workspace.profiles,
-            verbs=workspace.verbs,
-            accelerator=lambda arch: workspace.accelerator(self._accel, arch),
-            results=directory,
-            saved=workspace.saved,
-            overrides=overrides,
-        )
-        return Runner(settings, Silent()).run(self._scenario).to_json()
+        overrides = parse_overrides([f"{self._component}={worktree}"], self._workspace.components)
+        return self._trials.run(self._scenario, overrides, directory).to_json()
 
     def _git(self, directory: Path, *arguments: str, may_fail: bool = False) -> str:
         try:

@@ -43,12 +43,12 @@ from harness.report import summary
 from harness.report.progress import Expected, Silent, for_console
 from harness.report.repeats import print_repeats
 from harness.report.store import print_store
+from harness.reproduce import Wanted, read_earlier
 from harness.result import write_json
 from harness.runner import blank_result
 from harness.scenario.model import Scenario
 from harness.scenario.schema import json_schema
 from harness.shell import open_shell
-from harness.trials import bisect, components, mutate
 from harness.workspace import Wanted, Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -232,27 +232,45 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 @app.command()
 @command
 def shell(
-    scenario: Annotated[Path, typer.Argument(help="A scenario file.")],
+    scenario: Annotated[Path | None, typer.Argument(help="A scenario file.")] = None,
+    earlier: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RESULTS_DIR", help="The machine of an earlier run, in place of a scenario."),
+    ] = None,
     keyword: Annotated[str | None, typer.Option("-k", help="Which of its matrix rows.")] = None,
     accel: AccelOption = Accel.AUTO,
     under_test: UnderTest = None,
     on_console: Annotated[bool, typer.Option("--console", help="Attach to the console, not to SSH.")] = False,
     cold: Annotated[bool, typer.Option("--cold", help="Boot the machine; use and make no saved one.")] = False,
 ) -> None:
-    """Boot and load a scenario, then give its machine to a person; leaving ends it."""
+    """Boot and load a scenario, or what an earlier run did, then give its machine to a person; leaving ends it."""
     console = Console(stderr=True)
     progress = build_progress()
     workspace = Workspace(progress)
-    scenarios = [
-        item for item in load_scenarios(console, workspace, [scenario]) if keyword is None or keyword in item.id
-    ]
-    if len(scenarios) != 1:
-        rows = ", ".join(item.id for item in scenarios) or "none"
-        fail(console, UsageError(f"one scenario is needed, these match: {rows}", hint="choose with -k"), summary.USAGE)
+    if (scenario is None) == (earlier is None):
+        raise UsageError("either a scenario file or --from is needed")
+    if earlier is not None and (keyword or under_test):
+        raise UsageError("--from says which scenario and what is tested", hint="leave out -k and --under-test")
     with shown(progress):
-        for error in workspace.prepare(scenarios).values():
+        if earlier is not None:
+            wanted = read_earlier(workspace, earlier)
+        else:
+            wanted = _one_scenario(console, workspace, scenario or Path(), keyword, under_test or [])
+        for error in workspace.prepare([wanted.scenario], wanted.overrides).values():
             raise error
-    open_shell(console, workspace, scenarios[0], accel.value, under_test or [], on_console=on_console, cold=cold)
+    open_shell(console, workspace, wanted, accel.value, on_console=on_console, cold=cold)
+
+
+def _one_scenario(
+    console: Console, workspace: Workspace, path: Path, keyword: str | None, under_test: list[str]
+) -> Wanted:
+    found = [item for item in load_scenarios(console, workspace, [path]) if keyword is None or keyword in item.id]
+    if len(found) != 1:
+        rows = ", ".join(item.id for item in found) or "none"
+        raise UsageError(f"one scenario is needed, these match: {rows}", hint="choose with -k")
+    overrides = workspace.overrides(under_test)
+    workspace.check_used(overrides, found)
+    return Wanted(found[0], overrides)
 
 
 @app.command()
@@ -299,10 +317,6 @@ def images_prune(
     """Remove images that were not used lately, and what killed builds left."""
     freed = Workspace(SilentProgress()).store.prune(keep_days=keep_days)
     make_console().print(f"freed {decimal(freed)}", highlight=False)
-
-
-for trial in (components, mutate, bisect):
-    app.command()(trial)
 
 
 def main() -> None:

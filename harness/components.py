@@ -48,7 +48,8 @@ def list_components(workspace: Workspace, scenarios: Sequence[Scenario]) -> list
 def _described(workspace: Workspace, name: str) -> tuple[str, str]:
     """Where a component comes from, and what can take its place."""
     if name == KERNEL:
-        return "Debian's kernel", "image; patch or tree: a small kernel is built"
+        small = sorted(machine for machine, profile in workspace.profiles.items() if profile.small_kernel)
+        return "Debian's kernel", f"image; on {' and '.join(small)} patch, tree"
     if name == XEN:
         return "Debian's Xen, or built from its source", "binary, patch, tree"
     recipe = workspace.recipes.module(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil
@@ -14,14 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.errors import BuildFailed, UsageError
+from harness.errors import BuildFailed, HarnessError, UsageError
 from harness.images.under_test import Override, parse_overrides
 from harness.machine.accel import Request
 from harness.report import summary
 from harness.report.progress import Silent, for_console
 from harness.result import SCHEMA, ScenarioResult, Verdict, write_json
-from harness.runner import Interrupted, Observer, Runner, Settings
+from harness.runner import Interrupted, Observer
 from harness.scenario.model import Scenario
+from harness.trials import Trials
 from harness.workspace import Workspace
 
 #: A mutant gets so many times what good code took, and no less than so many seconds under KVM: a step may well wait for
@@ -51,6 +52,7 @@ class Mutant:
     :param summary: the first line of its patch, which says what it breaks.
     :param by: the scenario that killed it, or where the error was.
     :param why: the assertion that does not hold, the crash, or the error.
+    :param seconds: from the patch to its fate, without what was waited for other machines to end.
     """
 
     name: str
@@ -111,22 +113,20 @@ class Gauntlet:
         self._workspace = workspace
         self._component = component
         self._scenarios = list(scenarios)
-        self._accel = accel
+        self._trials = Trials(workspace, accel, observer, keep="failed", fail_fast=True)
         self._results = results
-        self._observer = observer
         self._kills: dict[str, int] = {}
         self._took: dict[str, float] = {}
 
     def baseline(self) -> Iterator[ScenarioResult]:
         """Run all scenarios on good code. Those that pass are what mutants must get by; a skipped one says nothing."""
-        runner = self._runner(self._results / "baseline", {})
         passed = []
         for scenario in self._scenarios:
-            result = runner.run(scenario)
+            result = self._trials.run(scenario, {}, self._results / "baseline")
             if result.verdict is Verdict.PASS:
                 drive_s = result.seconds.drive / self._factor(scenario, result)
                 passed.append(replace(scenario, timeout_s=max(_LEAST_S, ceil(_PATIENCE * drive_s))))
-                self._took[scenario.id] = result.seconds.total
+                self._took[scenario.id] = result.seconds.total - result.seconds.wait
             yield result
         self._scenarios = passed
 
@@ -136,14 +136,13 @@ class Gauntlet:
         summary = override.contents[0].decode("utf-8", "replace").partition("\n")[0].strip()
         mutant = Mutant(source.stem, "" if summary.startswith("---") else summary, Fate.SURVIVED)
         started = time.monotonic()
-        overrides = {self._component: override}
-        runner = self._runner(self._results / mutant.name, overrides)
         for scenario in self._order():
-            if refused := list(self._workspace.prepare([scenario], overrides).values()):
-                mutant.fate = Fate.NOT_BUILT if isinstance(refused[0], BuildFailed) else Fate.ERROR
-                mutant.by, mutant.why = "", refused[0].message
+            try:
+                result = self._trials.run(scenario, {self._component: override}, self._results / mutant.name)
+            except HarnessError as error:
+                mutant.fate = Fate.NOT_BUILT if isinstance(error, BuildFailed) else Fate.ERROR
+                mutant.by, mutant.why = "", error.message
                 break
-            result = runner.run(scenario)
             mutant.results.append(result.to_json())
             if result.verdict is Verdict.FAIL:
                 mutant.fate, mutant.by, mutant.why = Fate.KILLED, scenario.id, _reason(result)
@@ -153,7 +152,8 @@ class Gauntlet:
                 mutant.fate, mutant.by, mutant.why = Fate.ERROR, scenario.id, _reason(result)
                 if sum(item["verdict"] == Verdict.ERROR for item in mutant.results) >= _MAX_ERRORS:
                     break
-        mutant.seconds = time.monotonic() - started
+        waited = sum(item["seconds"]["wait"] for item in mutant.results)
+        mutant.seconds = time.monotonic() - started - waited
         return mutant
 
     def _order(self) -> list[Scenario]:
@@ -173,21 +173,6 @@ class Gauntlet:
         """By how much the accelerator stretches a scenario's time limit."""
         profile = self._workspace.profiles[scenario.boot.machine]
         return profile.tcg_factor if result.accel.get("used") == "tcg" else 1.0
-
-    def _runner(self, results: Path, overrides: Mapping[str, Override]) -> Runner:
-        workspace = self._workspace
-        settings = Settings(
-            images=workspace.images,
-            profiles=workspace.profiles,
-            verbs=workspace.verbs,
-            accelerator=lambda arch: workspace.accelerator(self._accel, arch),
-            results=results,
-            saved=workspace.saved,
-            overrides=overrides,
-            keep="failed",
-            fail_fast=True,
-        )
-        return Runner(settings, self._observer)
 
 
 def run_gauntlet(

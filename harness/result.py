@@ -105,6 +105,7 @@ class UnderTest:
 
     :param kind: ``file``, ``patches`` or ``tree``.
     :param source: files or directory, as the user named them.
+    :param sources: the same, one by one, from the root of the file system.
     :param source_sha256: of the file, or of the patches; empty for a tree.
     :param sha256: of what was booted or loaded: what was built of the source.
     :param describe: what ``git describe`` says of the tree; empty where it is none of git's.
@@ -120,6 +121,7 @@ class UnderTest:
     describe: str
     version: str
     replaced: str
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -173,6 +175,10 @@ class ScenarioResult:
             "seconds": self.seconds.to_json(),
             **{name: [asdict(item) for item in plain[name]] for name in lists},
         }
+
+    def to_file(self) -> dict[str, Any]:
+        """The same, as it stands alone in ``result.json``."""
+        return {"schema": SCHEMA, **self.to_json()}
 
 
 def write_json(path: Path, value: object) -> None:

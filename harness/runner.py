@@ -199,7 +199,7 @@ class _Run:
         self._apply_known_failure()
         result.retried = self._retried or result.retried
         result.seconds.total = time.monotonic() - self._started
-        for name, value in (("evidence.json", result.evidence), ("result.json", result.to_json())):
+        for name, value in (("evidence.json", result.evidence), ("result.json", result.to_file())):
             try:
                 write_json(result.results / name, value)
             except OSError as error:

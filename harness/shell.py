@@ -14,9 +14,9 @@ from harness.errors import LostConnection
 from harness.guest.terminal import End, join, window
 from harness.machine.accel import Request
 from harness.machine.machine import Machine
+from harness.reproduce import Wanted
 from harness.result_files import new_directory
 from harness.runner import explained
-from harness.scenario.model import Scenario
 from harness.testbed import Testbed
 from harness.workspace import Workspace
 
@@ -27,30 +27,33 @@ _PATIENCE_S = 15.0
 def open_shell(
     console: Console,
     workspace: Workspace,
-    scenario: Scenario,
+    wanted: Wanted,
     accel: Request,
-    under_test: list[str],
     *,
     on_console: bool,
     cold: bool,
 ) -> None:
-    """Boot and load the scenario, then join the person's terminal to it; all is gone when the person leaves.
+    """Boot and load what is wanted, then join the person's terminal to it; all is gone when the person leaves.
 
+    :param accel: ``auto`` leaves the choice to what is wanted, where that says.
     :raises HarnessError: as booting and loading do.
     """
     workspace.sweep()
+    scenario = wanted.scenario
     profile = workspace.profiles[scenario.boot.machine]
-    overrides = workspace.overrides(under_test)
-    accelerator = workspace.accelerator(accel, profile.arch)
+    accelerator = workspace.accelerator(accel if accel != "auto" else wanted.accel or accel, profile.arch)
     results = new_directory(Path("results").absolute(), f"shell-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
     console.print(f"{scenario.id}: booting under {accelerator.name} ({accelerator.why})", markup=False, soft_wrap=True)
     saved = None if cold else workspace.saved
-    with Testbed(scenario, profile, workspace.images, accelerator, results, overrides, saved) as testbed:
+    with Testbed(scenario, profile, workspace.images, accelerator, results, wanted.overrides, saved) as testbed:
         testbed.prepare()
+        wanted.check_tested(testbed.tested)
         testbed.await_room(lambda: console.print("waiting for other machines to end"))
         with explained(testbed):
             testbed.boot()
-            for module in testbed.load():
+            loaded = testbed.load()
+            wanted.check_loaded(loaded)
+            for module in loaded:
                 console.print(f"loaded {module.module} in {module.layer}", markup=False)
             _say_how(console, testbed.machine, testbed.scratch, results)
             if _join(testbed.machine, on_console=on_console) is End.BROKEN:

@@ -172,7 +172,7 @@ class Testbed:
         )
         for name, wishes in boot.domains.items():
             self._add_domain(self._machine, name, wishes)
-        write_repro(self.results / "repro.sh", self._machine)
+        write_repro(self.results / "repro.sh", self._machine, self._candidates[0].late_files)
 
     def await_room(self, on_wait: Callable[[], None]) -> None:
         """Wait until this host has room for one more machine.
@@ -215,7 +215,9 @@ class Testbed:
         """What one kind of guest boots and loads: the machine's own first, then the domains."""
         used = {KERNEL, *modules} | ({XEN} if hypervisor else set())
         overrides = {name: item for name, item in self.overrides.items() if name in used}
-        candidates = Candidates(self._images, overrides, kernel, early, sorted(modules), hypervisor, late=late)
+        candidates = Candidates(
+            self._images, overrides, kernel, early, sorted(modules), hypervisor, late, self.profile.small_kernel
+        )
         self._candidates.append(candidates)
         return candidates
 

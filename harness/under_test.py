@@ -24,6 +24,11 @@ def components_of(scenario: Scenario, profile: Profile) -> frozenset[str]:
     return frozenset({KERNEL, *own, *(item.module for item in scenario.load)})
 
 
+def _place(module: str) -> str:
+    """Where a guest has a module."""
+    return f"{DIRECTORY}/{module_name(module)}.ko"
+
+
 def recorded(tested: Candidate) -> UnderTest:
     """What a result says of a component under test."""
     override = tested.override
@@ -36,6 +41,7 @@ def recorded(tested: Candidate) -> UnderTest:
         describe=tested.describe,
         version=tested.version,
         replaced=tested.replaced,
+        sources=tuple(str(path.absolute()) for path in override.sources),
     )
 
 
@@ -49,6 +55,7 @@ class Candidates:
     :param wanted: modules that are loaded afterwards.
     :param hypervisor_name: the recipe's below it, where there is one.
     :param late: whether a module can be brought to the guest when it has booted.
+    :param small_kernel: the parts of the configuration of a kernel that is compiled for the machine.
     """
 
     images: Images
@@ -58,6 +65,7 @@ class Candidates:
     wanted: Sequence[str]
     hypervisor_name: str | None = None
     late: bool = True
+    small_kernel: Sequence[str] = ()
 
     def build(self) -> None:
         """Build now what is built for the kernel; raises as :meth:`Images.tested_module`."""
@@ -104,8 +112,13 @@ class Candidates:
     def bring(self, machine: Machine, module: str, deadline: Deadline) -> None:
         """Put a module under test into a booted guest, when it is not there yet."""
         if (tested := self._late.get(module)) is not None:
-            target = f"/{DIRECTORY}/{module_name(module)}.ko"
+            target = f"/{_place(module)}"
             machine.ssh(deadline).run(["dd", f"of={target}"], stdin=tested.path.read_bytes(), deadline=deadline)
+
+    @property
+    def late_files(self) -> dict[str, Path]:
+        """What :meth:`bring` brings, by its place in the guest, without the leading slash."""
+        return {_place(module): tested.path for module, tested in self._late.items()}
 
     def check_loaded(self, module: str, found: str) -> None:
         """Compare what a guest has loaded with what is under test: a result must not speak of anything else.
@@ -128,7 +141,7 @@ class Candidates:
     @cached_property
     def _tested_kernel(self) -> Candidate | None:
         override = self.overrides.get(KERNEL)
-        return None if override is None else self.images.tested_kernel(override, self.kernel)
+        return None if override is None else self.images.tested_kernel(override, self.kernel, self.small_kernel)
 
     @cached_property
     def _tested_hypervisor(self) -> Candidate | None:

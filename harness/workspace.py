@@ -147,11 +147,22 @@ class Workspace:
             if mine := {name: item for name, item in (overrides or {}).items() if name in wanted.used}:
                 try:
                     profile = self.profiles[wanted.machine]
+                    self._check_small_kernel(mine.get(KERNEL), wanted.machine)
                     stock = self.images.kernel(wanted.kernel or profile.kernels[0], profile.arch)
-                    Candidates(self.images, mine, stock, (), (), wanted.hypervisor).build()
+                    small = profile.small_kernel
+                    Candidates(self.images, mine, stock, (), (), wanted.hypervisor, small_kernel=small).build()
                 except HarnessError as error:
                     refused[wanted] = error
         return {scenario: error for wanted, error in refused.items() for scenario in users[wanted]}
+
+    def _check_small_kernel(self, override: Override | None, machine: str) -> None:
+        if override is None or override.kind == "file" or self.profiles[machine].small_kernel:
+            return
+        there = ", ".join(name for name, profile in self.profiles.items() if profile.small_kernel)
+        raise HostError(
+            f"{override.option}: from a patch or a tree no kernel can be built for {machine}, only for {there}",
+            hint="choose a scenario's row with -k; for this machine, put a built image under test",
+        )
 
     def build_profiles(self, wanted: Iterable[Wanted], *, anew: bool = False) -> dict[Wanted, HarnessError]:
         """Have what some profiles boot, built side by side where it is missing.
@@ -190,8 +201,13 @@ class Workspace:
 
     def can_build(self, component: str, scenario: Scenario) -> bool:
         """Whether a scenario uses a component that can be built from patches for its machine."""
-        arch = self.profiles[scenario.boot.machine].arch
-        return component in self.components_of(scenario) and self.images.builds(component, arch)
+        profile = self.profiles[scenario.boot.machine]
+        if component not in self.components_of(scenario):
+            return False
+        if component == KERNEL:
+            recipe = self.recipes.kernel(scenario.boot.kernel or profile.kernels[0])
+            return bool(profile.small_kernel) and recipe.build is not None
+        return self.images.builds(component, profile.arch)
 
     def components_of(self, scenario: Scenario) -> frozenset[str]:
         """What a scenario uses that can be put under test."""

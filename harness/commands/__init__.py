@@ -8,9 +8,10 @@ from harness.commands.export import export, merge
 from harness.commands.gate import gate
 from harness.commands.history import history
 from harness.commands.report import report
+from harness.commands.under_test import bisect, components, mutate
 
 
 def register(app: typer.Typer) -> None:
     """Give the command line these commands."""
-    for function in (gate, history, report, export, merge):
+    for function in (components, mutate, bisect, gate, history, report, export, merge):
         app.command()(function)

@@ -31,7 +31,6 @@ from harness.images.modules import Modules, builtin_tree, depends, module_name, 
 from harness.images.recipe import Recipes, RootfsRecipe, kernel_inputs, rootfs_inputs
 from harness.images.rootfs import finish, root_tree
 from harness.images.store import Built, Entry, Store
-from harness.images.under_test import KERNEL as UNDER_TEST_KERNEL
 from harness.images.under_test import XEN as UNDER_TEST_XEN
 from harness.images.under_test import (
     Candidate,
@@ -127,7 +126,7 @@ class Images:
 
     def builds(self, component: str, arch: Arch) -> bool:
         """Whether there is a recipe that builds a component for an architecture from source."""
-        return component in (UNDER_TEST_KERNEL, UNDER_TEST_XEN) or self._workshop.builds(component, arch)
+        return component == UNDER_TEST_XEN or self._workshop.builds(component, arch)
 
     def tested_module(self, override: Override, kernel: Kernel) -> Candidate:
         """A module under test, built if need be, and found to fit the kernel.
@@ -148,14 +147,18 @@ class Images:
         replaced = f"module {name} as its recipe builds it" if self._is_built(name) else stock
         return self._tested(override, path, entry.files[file].sha256, vermagic_of(path.read_bytes()), replaced)
 
-    def tested_kernel(self, override: Override, kernel: Kernel) -> Candidate:
-        """A kernel under test; what is built is a small one. Raises as :meth:`tested_module`."""
-        return self._once(override, (kernel.name, kernel.arch), lambda: self._tested_kernel(override, kernel))
+    def tested_kernel(self, override: Override, kernel: Kernel, small: Sequence[str] = ()) -> Candidate:
+        """A kernel under test; what is built is a small one. Raises as :meth:`tested_module`.
 
-    def _tested_kernel(self, override: Override, kernel: Kernel) -> Candidate:
+        :param small: the parts of its configuration; none where a machine can have no such kernel.
+        """
+        what = (kernel.name, kernel.arch, *small)
+        return self._once(override, what, lambda: self._tested_kernel(override, kernel, small))
+
+    def _tested_kernel(self, override: Override, kernel: Kernel, small: Sequence[str]) -> Candidate:
         if override.kind == "file":
             check_arch(override.option, override.source, override.contents[0], kernel.arch)
-        entry = self._given(override, kernel.arch) or self._workshop.kernel(kernel, override)
+        entry = self._given(override, kernel.arch) or self._workshop.kernel(kernel, override, small)
         file = _GIVEN if override.kind == "file" else IMAGE
         path = entry.path(file)
         replaced = f"Debian's kernel {kernel.version}"

@@ -64,11 +64,10 @@ class KernelPackages(_Recipe):
 class KernelBuild(_Recipe):
     """How a small kernel is built of the same source, for what is no module.
 
-    ``configs`` names files in ``configs/``, applied over ``tinyconfig`` in order. ``trim`` has shell patterns of what
+    Machine profiles say of which configuration. ``trim`` has shell patterns of what
     the source can do without; what decides about configuration and building is kept all the same.
     """
 
-    configs: dict[Arch, tuple[FileName, ...]] = Field(min_length=1)
     trim: tuple[Glob, ...] = ()
     toolchain: FileName = "trixie"
 

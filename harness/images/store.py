@@ -179,6 +179,16 @@ class Store:
                     return
             self._commit(directory, key, built, what, seconds)
 
+    def stored(self, sha256: str) -> Path | None:
+        """The file with this content, compared with its hash; None where no entry has it, or no more."""
+        for path in self._entries.glob("*.json"):
+            entry = self._read(path)
+            name = next((name for name, file in entry.files.items() if file.sha256 == sha256), None) if entry else None
+            with suppress(DamagedObject):
+                if name is not None and (held_entry := self._usable(path.stem, ())) is not None:
+                    return held_entry.path(name)
+        return None
+
     def sha256_of(self, path: Path) -> str:
         """A file's hash; for one of the store's, without reading it."""
         if path.parent == self.root / "objects":

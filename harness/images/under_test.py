@@ -22,6 +22,8 @@ _IMAGES: dict[Arch, tuple[int, bytes]] = {"arm64": FORMATS["Image"], "amd64": FO
 _GZIP = b"\x1f\x8b"
 _ELF_MACHINES: dict[int, Arch] = {3: "amd64", 62: "amd64", 183: "arm64", 21: "ppc64el"}
 """elf.h: EM_386 (Xen boots as 32-bit code), EM_X86_64, EM_AARCH64, EM_PPC64."""
+_RELOCATABLE = 1
+"""elf.h: ET_REL, what a module is and nothing that boots."""
 _VERMAGIC = re.compile(rb"\0?vermagic=([^\0]+)\0")
 _RELEASE = re.compile(rb"Linux version (\S+) ")
 _PATCH = re.compile(rb"^--- \S.*\n\+\+\+ \S", re.MULTILINE)
@@ -135,7 +137,8 @@ def _read(component: str, source: Path) -> Override:
     if _PATCH.search(content) and not content.startswith(_ELF):
         return Override(component, "patches", (source,), (content,))
     built = {KERNEL: "kernel image", XEN: "hypervisor"}.get(component, "kernel module")
-    if not (_is_image(content) if component in (KERNEL, XEN) else content.startswith(_ELF)):
+    module = content.startswith(_ELF) and int.from_bytes(content[16:18], "little") == _RELOCATABLE
+    if not (_is_image(content) and not module if component in (KERNEL, XEN) else module):
         plain = "; a module must not be compressed" if component not in (KERNEL, XEN) else ""
         raise UsageError(f"--under-test {component}: {source} is no {built}, patch or source tree{plain}")
     return Override(component, "file", (source,), (content,))

@@ -109,19 +109,22 @@ class Workshop:
 
         return self._store.get_or_build("hypervisor", name, arch, inputs, build, self._progress, need=[XEN])
 
-    def kernel(self, kernel: Kernel, override: Override) -> Entry:
+    def kernel(self, kernel: Kernel, override: Override, small: Sequence[str]) -> Entry:
         """A small kernel of the source of a packaged one, with patches, or of a tree. Errors as for :meth:`module`.
+
+        :param small: the parts of its configuration, by their names; a machine that has none can have no such kernel.
 
         Its file is ``vmlinux`` or ``Image``, named :data:`IMAGE`.
         """
         recipe = self._recipes.kernel(kernel.name)
         how = recipe.build
-        if how is None or kernel.arch not in how.configs:
+        if how is None or not small:
+            what = "this machine" if how is not None else f"kernel {kernel.name}"
             raise HostError(
-                f"no recipe says how to build kernel {kernel.name} for {kernel.arch}",
-                hint="see build in images/kernels/; a built image can be put under test all the same",
+                f"{override.option}: nothing says how to build a small kernel for {what}",
+                hint="see small_kernel in images/machines/ and build in images/kernels/; an image is tested as it is",
             )
-        configs = [self._recipes.config(name) for name in how.configs[kernel.arch]]
+        configs = [self._recipes.config(name) for name in small]
         format_ = recipe.packages(kernel.arch, kernel.name).format
         own: dict[str, Path] = {}
         if override.kind == "tree":

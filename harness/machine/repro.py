@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.images.cpio import packed
+from harness.images.tree import Tree
 from harness.machine.boot_disk import Gap, disk_of
 from harness.machine.initrd import probes_segment
 from harness.machine.spec import Wiring, qemu_argv
@@ -25,6 +27,10 @@ _SCRIPT = """\
 # The run's SSH keys are not kept: the console's shell is the way in. Probes lie in /lib/harness/probes.
 # On Xen it boots dom0 alone: what domains boot is not kept.
 set -eu
+for FILE in {images}; do
+    test -e "$FILE" || {{ echo "$0: $FILE is gone: it was removed from the image store." \\
+        "Run the scenario again for a script that has it." >&2; exit 1; }}
+done
 HERE=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 DIR=$(mktemp -d)
 trap 'rm -rf "$DIR"' EXIT
@@ -34,19 +40,23 @@ cat {segments} > "$DIR/initrd"
 """
 
 
-def write_repro(script: Path, machine: Machine) -> None:
-    """Write the script, and beside it the small parts of the initramfs that are not in the store."""
-    probes = script.parent / "probes.cpio"
-    probes.write_bytes(probes_segment())
-    kept = []
-    for segment in machine.files.segments:
-        if segment.is_relative_to(machine.scratch):  # it goes with the run: keep a copy
-            copy = script.parent / segment.name
-            copy.write_bytes(segment.read_bytes())
-            kept.append(f'"$HERE"/{shlex.quote(copy.name)}')
-        else:
-            kept.append(shlex.quote(str(segment)))
+def write_repro(script: Path, machine: Machine, late: Mapping[str, Path] | None = None) -> None:
+    """Write the script, and beside it the small parts of the initramfs that are not in the store.
+
+    :param late: files that the run brought to the guest once it was up, by their places in it. Here they are there
+        from the start.
+    """
     files = machine.files
+    own = {path.name: path.read_bytes() for path in files.segments if path.is_relative_to(machine.scratch)}
+    stored = [path for path in files.segments if not path.is_relative_to(machine.scratch)]
+    own["probes.cpio"] = probes_segment()
+    if late:
+        tree = Tree()
+        for place, file in late.items():
+            tree.file(place, file.read_bytes())
+        own["under-test.cpio"] = packed(tree)
+    for name, content in own.items():
+        (script.parent / name).write_bytes(content)
     wiring = Wiring(
         kernel=str(files.kernel),
         initrd=_INITRD,
@@ -55,10 +65,14 @@ def write_repro(script: Path, machine: Machine) -> None:
         drives=_DIRECTORY,
     )
     argv = qemu_argv(machine.plan, wiring, machine.accelerator.name)
-    initrd_bytes = sum(path.stat().st_size for path in (*files.segments, probes))
+    initrd_bytes = sum(path.stat().st_size for path in stored) + sum(map(len, own.values()))
+    images = [path for path in (files.kernel, files.hypervisor, files.loader, *stored) if path is not None]
     script.write_text(
         _SCRIPT.format(
-            segments=" ".join([*kept, f'"$HERE"/{probes.name}']),
+            images=" ".join(shlex.quote(str(path)) for path in images),
+            segments=" ".join(
+                [*(shlex.quote(str(path)) for path in stored), *(f'"$HERE"/{shlex.quote(name)}' for name in own)]
+            ),
             disks="".join(f"{line}\n" for line in _disks(script.parent, machine, initrd_bytes)),
             command=" ".join(map(_word, argv)),
         ),

@@ -122,7 +122,8 @@ class Profile(_Strict):
     Timeouts are meant for KVM; under TCG they are multiplied by ``tcg_factor``. ``tcg_thread`` says whether emulated
     CPUs get a host thread each. ``networks`` are further ones, for ``devices`` to name in ``netdev``, and so are
     ``drives``; on such a network the guest has :data:`EXCHANGE_PORT` in place of SSH's. ``boot_trace`` names QEMU's
-    trace events that are on from its start.
+    trace events that are on from its start. ``small_kernel`` names files in ``images/configs/``, applied over
+    ``tinyconfig`` in order: what a kernel is compiled of that is under test as a patch or a tree.
     """
 
     summary: str
@@ -136,6 +137,7 @@ class Profile(_Strict):
     console: str
     kernel_args: list[str] = []
     early_modules: list[str]
+    small_kernel: list[str] = []
     tcg_thread: Literal["multi", "single"] = "multi"
     nic: str = "virtio-net-pci,romfile="
     networks: list[_Name] = []

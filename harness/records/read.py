@@ -64,11 +64,13 @@ class ReadStep(_Read):
 
 
 class ReadUnderTest(_Read):
-    """A component in place of the recipe's own."""
+    """A component in place of the recipe's own; see :class:`harness.result.UnderTest`."""
 
     component: str
     sha256: str
     source: str = ""
+    sources: list[str] = []
+    source_sha256: str = ""
 
 
 class ReadScenario(_Read):
@@ -175,7 +177,7 @@ def read_results(path: Path) -> ReadScenario:
 
     :raises ScenarioError: as :func:`read_summary`.
     """
-    return _read(path, ReadScenario, versioned=False)
+    return _read(path, ReadScenario)
 
 
 def read_any(paths: Iterable[Path]) -> tuple[dict[Path, ReadSummary], dict[Path, ReadMutation]]:
@@ -201,10 +203,9 @@ def read_any(paths: Iterable[Path]) -> tuple[dict[Path, ReadSummary], dict[Path,
     return runs, mutations
 
 
-def _read(path: Path, model: type[M], *, versioned: bool = True) -> M:
+def _read(path: Path, model: type[M]) -> M:
     value = _parse(path)
-    if versioned:
-        _check_version(path, value)
+    _check_version(path, value)
     return _checked(path, model, value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,8 +105,27 @@ def print_failures(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> 
             console.print(f"  [red]crash on {escape(crash['layer'])}:[/] {escape(crash['title'])}", highlight=False)
         if verdict is not Verdict.SKIP:
             console.print(f"  logs: {scenario['results']}", markup=False, highlight=False, soft_wrap=True)
-            repro = Path(scenario["results"]) / "repro.sh"
-            console.print(f"  again: {repro}", markup=False, highlight=False, soft_wrap=True)
+            for what, how in ways_back(scenario).items():
+                console.print(f"  {what}: {how}", markup=False, highlight=False, soft_wrap=True)
+
+
+def ways_back(scenario: Mapping[str, Any]) -> dict[str, str]:
+    """How to see it once more, as commands for a shell: all of it, its machine, and that without the harness."""
+    tested = [f"--under-test {shlex.quote(option)}" for option in _options(scenario["under_test"])]
+    results = Path(scenario["results"])
+    # pytest knows a row by its file's name and label. Brackets are letters to its -k.
+    chosen = f"-k {shlex.quote(Path(scenario['id']).name)}" if scenario["matrix"] else ""
+    file = shlex.quote(scenario["file"] or scenario["id"])
+    ways = {
+        "again": " ".join(filter(None, ("harness run", file, chosen, *tested))),
+        "its machine": f"harness shell --from {shlex.quote(str(results))}",
+        "its machine without the harness": shlex.quote(str(results / "repro.sh")),
+    }
+    return ways if scenario["versions"] else {"again": ways["again"]}  # nothing was booted
+
+
+def _options(tested: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{item['component']}={source}" for item in tested for source in item.get("sources") or [item["source"]]]
 
 
 def print_under_test(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> None:

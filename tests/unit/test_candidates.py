@@ -23,12 +23,14 @@ class Shelf:
     def __init__(self, release: str = RELEASE, *, can_come_late: bool = True) -> None:
         self.release = release
         self.late = can_come_late
+        self.configs: tuple[str, ...] = ()
         self.segments: list[tuple[str, Mapping[str, Candidate]]] = []
 
     def tested_module(self, override: Override, kernel: object) -> Candidate:
         return Candidate(override, override.sources[0], "5" * 64, "", f"{RELEASE} SMP", "module x of Debian's kernel")
 
-    def tested_kernel(self, override: Override, kernel: object) -> Candidate:
+    def tested_kernel(self, override: Override, kernel: object, small: Sequence[str]) -> Candidate:
+        self.configs = tuple(small)
         return Candidate(override, override.sources[0], "6" * 64, "", self.release, "Debian's kernel")
 
     def tested_hypervisor(self, override: Override, name: str, arch: str) -> Candidate:
@@ -81,9 +83,11 @@ def test_a_module_that_cannot_is_there_from_the_start(tmp_path: Path, can: bool,
 
 
 def test_a_kernel_of_another_release_has_its_modules_built_in(tmp_path: Path) -> None:
-    found = candidates(Shelf("6.12.1-mine"), ["kernel"], tmp_path)
+    shelf = Shelf("6.12.1-mine")
+    found = candidates(shelf, ["kernel"], tmp_path, small_kernel=["small.config"])
     assert found.segment == Path("builtin-6.12.1-mine")
     assert found.release == "6.12.1-mine"
+    assert shelf.configs == ("small.config",)
     assert found.kernel_image == tmp_path / "x.ko"
     assert found.kernel_sha256 == {"kernel_sha256": "6" * 64}
     assert candidates(Shelf(), ["kernel"], tmp_path).segment == Path("segment")

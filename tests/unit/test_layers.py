@@ -26,8 +26,9 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "steps",
         "runner",
         "workspace",
+        "reproduce trials",
         "plugin shell doctor components mutate bisect command",
-        "trials commands",
+        "commands",
         "cli",
     )
 )

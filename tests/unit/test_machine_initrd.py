@@ -145,6 +145,29 @@ def test_the_script_boots_the_same_with_nothing_of_the_runs_own(machine: Machine
     assert not Path((tmp_path / "where").read_text().strip()).parent.exists()
 
 
+def test_the_script_has_what_the_run_brought_to_its_guest_later(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "x.ko").write_bytes(b"a module that came late")
+    script = machine.results / "repro.sh"
+    write_repro(script, machine, {"usr/lib/harness/modules/x.ko": tmp_path / "x.ko"})
+    kept = (machine.results / "under-test.cpio").read_bytes()
+    assert b"usr/lib/harness/modules/x.ko" in kept
+    assert b"a module that came late" in kept
+    segments = next(line for line in script.read_text().splitlines() if line.startswith("cat "))
+    assert segments.index("root fs") < segments.index("under-test.cpio"), "it takes the place of what is there"
+
+
+def test_the_script_says_which_image_is_gone(machine: Machine, tmp_path: Path) -> None:
+    script = machine.results / "repro.sh"
+    write_repro(script, machine)
+    stored = machine.files.segments[0]
+    stored.unlink()
+    environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)}
+    done = subprocess.run([str(script)], env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert f"{stored} is gone" in done.stderr
+    assert "Run the scenario again" in done.stderr
+
+
 def test_the_script_and_what_lies_beside_it_hold_no_keys(machine: Machine) -> None:
     write_initrd(machine.scratch / "initrd", machine.files.segments, machine.identity)
     write_repro(machine.results / "repro.sh", machine)

@@ -64,7 +64,9 @@ class Course:
             verdict = self.course.verdicts.get((self.mutant, scenario.id), Verdict.PASS)
             result = ScenarioResult(scenario.id, "", "", (), {}, Path(), verdict=verdict, reason="said\nmore")
             result.accel = {"used": "tcg"}
-            result.seconds.drive = result.seconds.total = {"quick": 4.0, "slow": 80.0}[scenario.id]
+            result.seconds.drive = {"quick": 4.0, "slow": 80.0}[scenario.id]
+            result.seconds.wait = {"quick": 200.0, "slow": 0.0}[scenario.id]  # for whatever else this host runs
+            result.seconds.total = result.seconds.drive + result.seconds.wait
             if verdict is Verdict.FAIL:
                 result.failed_assertions = [FailedAssertion("a == 1", {})]
             return result
@@ -79,11 +81,11 @@ class Place:
 
     def prepare(self, scenarios: object, overrides: Mapping[str, Override]) -> dict[str, HarnessError]:
         error = BuildFailed("module x does not build: x.c:1: no")
-        return {"quick": error} if overrides["x"].sources[0].stem == "broken" else {}
+        return {"quick": error} if overrides and overrides["x"].sources[0].stem == "broken" else {}
 
 
 def gauntlet(course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gauntlet:
-    monkeypatch.setattr("harness.mutate.Runner", course.runner)
+    monkeypatch.setattr("harness.trials.Runner", course.runner)
     scenarios = [SimpleScenario("slow"), SimpleScenario("quick")]
     made = Gauntlet(Place(), "x", scenarios, "tcg", tmp_path, Silent())  # type: ignore[arg-type]
     assert [result.id for result in made.baseline()] == ["slow", "quick"]
@@ -110,6 +112,7 @@ def test_a_mutant_ends_at_its_first_failure(tmp_path: Path, monkeypatch: pytest.
     course.asked.clear()
     one = run(mutant_of(tmp_path, "one"))
     assert (one.fate, one.by, one.why, one.summary) == (Fate.KILLED, "slow", "a == 1", "Breaks it.")
+    assert -200 <= one.seconds < -190, "what the host did meanwhile is not the mutant's: here no time passes"
     two = run(mutant_of(tmp_path, "two"))
     assert two.fate is Fate.KILLED
     # the quickest first, until another has killed; four times what good code took, and no less than 30 s

@@ -131,6 +131,7 @@ def test_each_part_of_a_scenario_is_there(tmp_path: Path, crashed: dict[str, Any
         "balloon.inflate as up",
         "QEMU's command line",
         "harness run",
+        "harness shell --from",
         "repro.sh",
     ):
         assert part in seen.text, part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_a_failure_shows_every_value_and_the_crash() -> None:
     failed = result(
         Verdict.FAIL,
         reason="1 of 2 assertions failed",
+        versions={"kernel": "6.12"},
         failed_assertions=[FailedAssertion("up.pages == 5", {"up.pages": 4})],
         crashes=[Crash("guest", "WARNING in [f]", "warning")],
     )
@@ -81,6 +83,29 @@ def test_a_failure_shows_every_value_and_the_crash() -> None:
     assert "up.pages = 4" in text
     assert "crash on guest: WARNING in [f]" in text
     assert "/results/x/repro.sh" in text
+
+
+def test_how_to_see_a_failure_once_more() -> None:
+    """One command repeats it, with the same code under test; both are for a shell, whatever the names hold."""
+    tested = {"component": "kernel", "source": "a b.patch, c.patch", "sources": ["/src/a b.patch", "/src/c.patch"]}
+    failed = result(
+        Verdict.FAIL,
+        file="scenarios/balloon/resize.yaml",
+        id="balloon/resize[pc]",
+        matrix={"machine": "pc"},
+        versions={"kernel": "6.12"},
+        results=Path("/results/balloon-resize[pc]"),
+    )
+    failed["under_test"] = [tested]
+    ways = summary.ways_back(failed)
+    assert shlex.split(ways["again"]) == [
+        *("harness", "run", "scenarios/balloon/resize.yaml", "-k", "resize[pc]"),
+        *("--under-test", "kernel=/src/a b.patch", "--under-test", "kernel=/src/c.patch"),
+    ]
+    assert shlex.split(ways["its machine"]) == ["harness", "shell", "--from", "/results/balloon-resize[pc]"]
+    assert shlex.split(ways["its machine without the harness"]) == ["/results/balloon-resize[pc]/repro.sh"]
+    failed["versions"] = {}
+    assert list(summary.ways_back(failed)) == ["again"], "nothing was booted"
 
 
 def test_counts() -> None:

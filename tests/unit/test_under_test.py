@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.errors import HostError, UsageError
 from harness.images.under_test import (
+    Override,
     arch_of,
     check_module,
     check_used,
@@ -17,6 +20,8 @@ from harness.images.under_test import (
     tree_files,
     vermagic_of,
 )
+from harness.progress import SilentProgress
+from harness.workspace import Workspace
 
 RELEASE = "6.12.107+deb13-amd64"
 COMPONENTS = ["kernel", "virtio_balloon", "xen"]
@@ -53,6 +58,15 @@ def test_the_kinds_of_source_are_told_apart(tmp_path: Path) -> None:
     }
     assert overrides["virtio_balloon"].contents == (module(),)
     assert parse_overrides([f"xen={patch}"], COMPONENTS)["xen"].kind == "patches"
+
+
+@pytest.mark.parametrize(("component", "kind"), [("kernel", 1), ("xen", 1), ("virtio_balloon", 2)])
+def test_a_module_is_no_kernel_nor_the_other_way_round(tmp_path: Path, component: str, kind: int) -> None:
+    """By ``e_type``: QEMU would say no more than that it cannot load it, once the machine's turn has come."""
+    content = module()
+    written(tmp_path / "x", content[:16] + struct.pack("<H", kind) + content[18:])
+    with pytest.raises(UsageError, match=f"--under-test {component}: .* is no "):
+        parse_overrides([f"{component}={tmp_path / 'x'}"], COMPONENTS)
 
 
 def test_patches_are_kept_in_order(tmp_path: Path) -> None:
@@ -132,3 +146,29 @@ def test_the_files_of_a_tree(tmp_path: Path) -> None:
     for path in paths:
         written(tmp_path / path, b"")
     assert tree_files(tmp_path, paths)["drivers/xen/privcmd.c"] == tmp_path / "drivers/xen/privcmd.c"
+
+
+def test_a_small_kernel_only_for_machines_that_describe_one(tmp_path: Path) -> None:
+    """Told before anything is built, for the rows that it concerns, with the machines that have one."""
+    workspace = Workspace(SilentProgress())
+    built: list[tuple[str, tuple[str, ...]]] = []
+
+    def build(override: Override, kernel: SimpleNamespace, small: Sequence[str]) -> SimpleNamespace:
+        built.append((kernel.arch, tuple(small)))
+        return SimpleNamespace(override=override)
+
+    workspace.__dict__["images"] = SimpleNamespace(
+        kernel=lambda name, arch, anew=False: SimpleNamespace(name=name, arch=arch),
+        rootfs=lambda name, arch: tmp_path,
+        tested_kernel=build,
+    )
+    scenarios = workspace.load_file(Path(__file__).parents[2] / "scenarios" / "balloon" / "resize.yaml")
+    patch = parse_overrides([f"kernel={written(tmp_path / 'fix', PATCH)}"], COMPONENTS)
+    refused = workspace.prepare(scenarios, patch)
+    assert set(refused) == {item.id for item in scenarios if item.boot.machine != "pc"}
+    assert built == [("amd64", ("small.config", "small-amd64.config"))]
+    said = {error.message for error in refused.values()}
+    assert "--under-test kernel: from a patch or a tree no kernel can be built for virt, only for pc, pseries" in said
+    assert [workspace.can_build("kernel", item) for item in scenarios] == [
+        item.boot.machine == "pc" for item in scenarios
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,29 @@ def test_a_shell_for_a_script(bench: Bench, where: str) -> None:
     assert "the machine is gone; its logs are in" in done.text
     (results,) = (bench.root / "results").iterdir()
     assert b"harness: ready" in (results / "console-guest.log").read_bytes()
+    bench.nothing_is_left()
+
+
+@quick
+def test_the_machine_of_a_run_that_failed(bench: Bench) -> None:
+    """It is booted and loaded as that run did, and refused when it is not the same."""
+    story = bench.scenario(load=[{"guest": "virtio_balloon"}], assertions=["said.stdout == 'goodbye'"])
+    failed = bench.start("run", story, "--accel", "tcg").wait()
+    assert failed.status == 1, failed.text
+    results = Path(failed.scenarios[0]["results"])
+    assert f"harness shell --from {results}" in failed.text
+    story.unlink()  # the results are enough
+    again = bench.start("shell", "--from", results, stdin=b"echo $((6 * 7)) answers; lsmod\n").wait()
+    assert again.status == 0, again.text
+    assert "story: booting under tcg" in again.text
+    assert "42 answers" in again.text
+    assert "virtio_balloon" in again.text.partition("42 answers")[2]
+    result = json.loads((results / "result.json").read_text())
+    result["versions"]["module virtio_balloon"] = "00"
+    (results / "result.json").write_text(json.dumps(result))
+    refused = bench.start("shell", "--from", results, stdin=b"echo never\n").wait()
+    assert refused.status == 2, refused.text
+    assert "module virtio_balloon is another one than in that run" in refused.text
     bench.nothing_is_left()
 
 

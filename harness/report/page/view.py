@@ -15,6 +15,7 @@ from harness.oops import sanitize
 from harness.oops.text import sanitize_line
 from harness.records.read import ReadCrash, ReadScenario
 from harness.report.consoles import console_files, read_end
+from harness.report.summary import ways_back
 from harness.result import Verdict
 
 #: Of a console, so much of its end is looked at.
@@ -91,7 +92,7 @@ class ScenarioView:
     consoles: tuple[ConsoleView, ...]
     crash_anchors: tuple[int, ...]
     qemu: str
-    repro: str
+    ways: Mapping[str, str]
     link: str | None
 
     @property
@@ -132,7 +133,7 @@ def view(number: int, told: ReadScenario, budget: Budget, base: Path) -> Scenari
         consoles=consoles,
         crash_anchors=tuple(sorted(number for number in anchors if number is not None)),
         qemu=_text(results / "qemu.argv", budget.qemu),
-        repro=str(results / "repro.sh"),
+        ways=ways_back(told.model_dump(mode="json")),
         link=_link(results, base),
     )
 
