@@ -196,7 +196,7 @@ class Backend:
         """IOCTL_PRIVCMD_IOEVENTFD; see steps/ioeventfd.py for what can be wrong on purpose."""
         fd = self._fd(eventfd)
         base = WINDOWS + WINDOW_BYTES * window + offset if address is None else address
-        numbers = bytearray(struct.pack(f"={self._server.vcpus}I", *self._numbers(ports)))
+        numbers = bytearray(struct.pack(f"={self._server.vcpus}I", *self._server.ports))
         request = struct.pack(
             "=QQQIIIIIHxx",
             self._page_address(ioreq_page),
@@ -374,12 +374,6 @@ class Backend:
             return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.eventfd(eventfd)
         return self._eventfds[eventfd]
-
-    def _numbers(self, ports: str) -> list[int]:
-        """The ports that the kernel is told: ours, or the numbers that the domain has for its ends of them."""
-        if ports != "unbound":
-            return self._server.ports
-        return [ioreq.Request(self._server.page.view, vcpu).port for vcpu in range(self._server.vcpus)]
 
     def _page_address(self, kind: str) -> int:
         if kind == "above":

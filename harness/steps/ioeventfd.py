@@ -152,7 +152,7 @@ class Ioeventfd(OfBackend):
     vcpus: Annotated[U32 | None, Field(description="as many as the domain has by default")] = None
     flags: U32 = 0
     domain: DomainRef | None = None
-    ports: Literal["bound", "null", "unbound"] = "bound"
+    ports: Literal["bound", "null"] = "bound"
     ioreq_page: Literal["mapped", "above", "elsewhere"] = "mapped"
     structure: Literal["good", "bad"] = "good"
     file: _Name = "main"
