@@ -89,7 +89,8 @@ class Server:
         self._looked = 0.0
         self._expects = expects
         self._handle = handle
-        self._waiting: dict[int, tuple[tuple[int, int | None], float]] = {}  # vCPU: state, delivered; when that was seen
+        # vCPU: (state, how often its kind had been delivered), and when that was seen
+        self._waiting: dict[int, tuple[tuple[int, int | None], float]] = {}
 
     def destroy(self) -> None:
         """Destroy the server, and let its page and its ports go."""
@@ -124,7 +125,7 @@ class Server:
             self._wait(vcpu, request.state, delivered)
 
     def _wait(self, vcpu: int, state: int, delivered: int | None) -> None:
-        """Leave a request to the kernel or to Xen, for a time: a broken kernel may neither complete it nor tell of it."""
+        """Leave a request to the kernel or to Xen, for a time: a broken kernel may not complete it, or not tell of it."""
         now = time.monotonic()
         seen = (state, delivered)
         before, since = self._waiting.get(vcpu, (None, now))
