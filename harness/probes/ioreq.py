@@ -125,7 +125,7 @@ class Server:
             self._wait(vcpu, request.state, delivered)
 
     def _wait(self, vcpu: int, state: int, delivered: int | None) -> None:
-        """Leave a request to the kernel or to Xen, for a time: a broken kernel may not complete it, or not tell of it."""
+        """Leave a request to the kernel or to Xen, for a time: a broken kernel may not complete it, or not tell."""
         now = time.monotonic()
         seen = (state, delivered)
         before, since = self._waiting.get(vcpu, (None, now))
