@@ -156,6 +156,9 @@ class Ioeventfd(OfBackend):
     ioreq_page: Literal["mapped", "above", "elsewhere"] = "mapped"
     structure: Literal["good", "bad"] = "good"
     file: _Name = "main"
+    like_read: Annotated[
+        bool, Field(description="the queue is what the last read carried where a write has its value")
+    ] = False
 
 
 class Assigned(Outcome):
