@@ -49,7 +49,7 @@ from harness.runner import blank_result
 from harness.scenario.model import Scenario
 from harness.scenario.schema import json_schema
 from harness.shell import open_shell
-from harness.workspace import Wanted, Workspace
+from harness.workspace import Needed, Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 images_app = typer.Typer(no_args_is_help=True, help="The store of images.")
@@ -294,7 +294,7 @@ def images_build(
         known = ", ".join(workspace.profiles)
         fail(console, UsageError(f"unknown machine profile {unknown[0]!r}", hint=f"known are: {known}"), summary.USAGE)
     with shown(workspace.progress):
-        refused = workspace.build_profiles([Wanted(name) for name in names or workspace.profiles], anew=anew)
+        refused = workspace.build_profiles([Needed(name) for name in names or workspace.profiles], anew=anew)
     for error in refused.values():
         print_error(console, error)
     if refused:

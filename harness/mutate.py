@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import takewhile
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ _PATIENCE = 4
 _LEAST_S = 30
 #: One that hangs its guest would do so in every scenario.
 _MAX_ERRORS = 2
+#: Above a patch: the scenario that it meets first, as ``For: balloon/resize``.
+_MEANT = "For:"
 
 
 class Fate(StrEnum):
@@ -133,10 +136,10 @@ class Gauntlet:
     def run(self, override: Override) -> Mutant:
         """Run scenarios against one mutant until one fails, in the order of :meth:`_order`."""
         source = override.sources[0]
-        summary = override.contents[0].decode("utf-8", "replace").partition("\n")[0].strip()
-        mutant = Mutant(source.stem, "" if summary.startswith("---") else summary, Fate.SURVIVED)
+        summary, meant = _told(override.contents[0])
+        mutant = Mutant(source.stem, summary, Fate.SURVIVED)
         started = time.monotonic()
-        for scenario in self._order():
+        for scenario in self._order(meant):
             try:
                 result = self._trials.run(scenario, {self._component: override}, self._results / mutant.name)
             except HarnessError as error:
@@ -156,8 +159,9 @@ class Gauntlet:
         mutant.seconds = time.monotonic() - started - waited
         return mutant
 
-    def _order(self) -> list[Scenario]:
-        """One row of each file's matrix before any other; among them those that have killed most, then the quickest.
+    def _order(self, meant: str = "") -> list[Scenario]:
+        """What the mutant is meant for; then one row of each file's matrix before any other; among them those that have
+        killed most, then the quickest.
 
         Another row seldom sees what the first has not, and many a mutant is seen by one file alone.
         """
@@ -167,7 +171,7 @@ class Gauntlet:
         for item in preferred:
             file = item.id.partition("[")[0]
             turn[item.id] = rows[file] = rows.get(file, 0) + 1
-        return sorted(preferred, key=lambda item: turn[item.id])
+        return sorted(preferred, key=lambda item: (item.id.partition("[")[0] != meant, turn[item.id]))
 
     def _factor(self, scenario: Scenario, result: ScenarioResult) -> float:
         """By how much the accelerator stretches a scenario's time limit."""
@@ -226,6 +230,14 @@ def run_gauntlet(
         return status
     print_mutants(console, done)
     return summary.PASSED if score(done) >= fail_under else summary.FAILED
+
+
+def _told(patch: bytes) -> tuple[str, str]:
+    """What stands above a patch: what it breaks, in its first line, and the scenario that it is meant for, if any."""
+    lines = patch.decode("utf-8", "replace").splitlines()
+    above = [line.strip() for line in takewhile(lambda line: not line.startswith("---"), lines)]
+    meant = next((line.removeprefix(_MEANT).strip() for line in above if line.startswith(_MEANT)), "")
+    return next(iter(above), ""), meant
 
 
 def _reason(result: ScenarioResult) -> str:

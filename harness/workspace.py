@@ -37,7 +37,7 @@ from harness.under_test import Candidates, components_of
 _BUILDERS = 4
 
 
-class Wanted(NamedTuple):
+class Needed(NamedTuple):
     """What of a machine profile is to be there.
 
     :param kernel: one of its kernels; None means all.
@@ -134,26 +134,26 @@ class Workspace:
 
         :return: for each scenario that has none, by its id, why: an archive may lack one architecture only.
         """
-        users: dict[Wanted, list[str]] = {}
+        users: dict[Needed, list[str]] = {}
         for scenario in scenarios:
             machine = scenario.boot.machine
             profile = self.profiles[machine]
             kernel = scenario.boot.kernel or profile.kernels[0]
             hypervisor = scenario.boot.hypervisor or (profile.hypervisor.names[0] if profile.hypervisor else None)
             used = self.components_of(scenario) & frozenset(overrides or ())
-            users.setdefault(Wanted(machine, kernel, hypervisor, used), []).append(scenario.id)
-        refused: dict[Wanted, HarnessError] = dict(self.build_profiles(users))
-        for wanted in [item for item in users if item not in refused]:
-            if mine := {name: item for name, item in (overrides or {}).items() if name in wanted.used}:
+            users.setdefault(Needed(machine, kernel, hypervisor, used), []).append(scenario.id)
+        refused: dict[Needed, HarnessError] = dict(self.build_profiles(users))
+        for needed in [item for item in users if item not in refused]:
+            if mine := {name: item for name, item in (overrides or {}).items() if name in needed.used}:
                 try:
-                    profile = self.profiles[wanted.machine]
-                    self._check_small_kernel(mine.get(KERNEL), wanted.machine)
-                    stock = self.images.kernel(wanted.kernel or profile.kernels[0], profile.arch)
+                    profile = self.profiles[needed.machine]
+                    self._check_small_kernel(mine.get(KERNEL), needed.machine)
+                    stock = self.images.kernel(needed.kernel or profile.kernels[0], profile.arch)
                     small = profile.small_kernel
-                    Candidates(self.images, mine, stock, (), (), wanted.hypervisor, small_kernel=small).build()
+                    Candidates(self.images, mine, stock, (), (), needed.hypervisor, small_kernel=small).build()
                 except HarnessError as error:
-                    refused[wanted] = error
-        return {scenario: error for wanted, error in refused.items() for scenario in users[wanted]}
+                    refused[needed] = error
+        return {scenario: error for needed, error in refused.items() for scenario in users[needed]}
 
     def _check_small_kernel(self, override: Override | None, machine: str) -> None:
         if override is None or override.kind == "file" or self.profiles[machine].small_kernel:
@@ -164,24 +164,24 @@ class Workspace:
             hint="choose a scenario's row with -k; for this machine, put a built image under test",
         )
 
-    def build_profiles(self, wanted: Iterable[Wanted], *, anew: bool = False) -> dict[Wanted, HarnessError]:
+    def build_profiles(self, needed: Iterable[Needed], *, anew: bool = False) -> dict[Needed, HarnessError]:
         """Have what some profiles boot, built side by side where it is missing.
 
         :param anew: take the kernels that the archive has now.
         :return: why one cannot be had.
         """
-        builds = {item: partial(self._build_profile, item, anew=anew) for item in wanted}
+        builds = {item: partial(self._build_profile, item, anew=anew) for item in needed}
         _ = self.images  # made once, before threads ask for it
         return side_by_side(builds, HarnessError, workers=_BUILDERS)
 
-    def _build_profile(self, wanted: Wanted, *, anew: bool) -> None:
-        profile = self.profiles[wanted.machine]
-        for name in [wanted.kernel] if wanted.kernel else profile.kernels:
+    def _build_profile(self, needed: Needed, *, anew: bool) -> None:
+        profile = self.profiles[needed.machine]
+        for name in [needed.kernel] if needed.kernel else profile.kernels:
             self.images.kernel(name, profile.arch, anew=anew)
         self.images.rootfs(profile.rootfs, profile.arch)
         if profile.hypervisor is not None:
             self.images.rootfs(profile.hypervisor.tools, profile.arch)
-            for name in [wanted.hypervisor] if wanted.hypervisor else profile.hypervisor.names:
+            for name in [needed.hypervisor] if needed.hypervisor else profile.hypervisor.names:
                 self.images.hypervisor(name, profile.arch)
             if profile.hypervisor.loader == GRUB:
                 self.images.bootloader(GRUB)

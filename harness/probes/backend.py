@@ -138,6 +138,7 @@ class Backend:
         self._returned = [0] * self._server.vcpus
         self._notifications = 0
         self._kinds: Counter[str] = Counter()
+        self._read_data = 0
 
     def run(self, connection: socket.socket) -> None:
         """Serve the guest and the agent until the agent ends it."""
@@ -192,11 +193,13 @@ class Backend:
         ioreq_page: str = "mapped",
         structure: str = "good",
         file: str = "main",
+        like_read: bool = False,
     ) -> Answer:
         """IOCTL_PRIVCMD_IOEVENTFD; see steps/ioeventfd.py for what can be wrong on purpose."""
         fd = self._fd(eventfd)
+        queue = self._read_data if like_read else queue
         base = WINDOWS + WINDOW_BYTES * window + offset if address is None else address
-        numbers = bytearray(struct.pack(f"={self._server.vcpus}I", *self._numbers(ports)))
+        numbers = bytearray(struct.pack(f"={self._server.vcpus}I", *self._server.ports))
         request = struct.pack(
             "=QQQIIIIIHxx",
             self._page_address(ioreq_page),
@@ -320,6 +323,8 @@ class Backend:
         if request.kind != ioreq.COPY:
             return 0
         self._returned[vcpu] += 1
+        if not request.write:
+            self._read_data = request.data & 0xFFFF
         if len(self._kinds) < _KINDS or str(request) in self._kinds:
             self._kinds[str(request)] += 1
         number, offset = divmod(request.address - WINDOWS, WINDOW_BYTES)
@@ -374,12 +379,6 @@ class Backend:
             return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.eventfd(eventfd)
         return self._eventfds[eventfd]
-
-    def _numbers(self, ports: str) -> list[int]:
-        """The ports that the kernel is told: ours, or the numbers that the domain has for its ends of them."""
-        if ports != "unbound":
-            return self._server.ports
-        return [ioreq.Request(self._server.page.view, vcpu).port for vcpu in range(self._server.vcpus)]
 
     def _page_address(self, kind: str) -> int:
         if kind == "above":

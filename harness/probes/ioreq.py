@@ -29,6 +29,8 @@ _SLOT = struct.Struct("<QQIIIHBB")  # addr, data, count, size, vp_eport, pad, st
 
 #: How long a request that the kernel must complete may lie there, while nothing of its kind is delivered.
 PATIENCE_S = 0.5
+#: How long a request may lie there that is begun or answered: until Xen looks, the vCPU must have its turn.
+_TAKEN_S = 3.0
 #: A kernel that has missed so many is given no more time, or a burst would take minutes.
 _TRUSTED_MISSES = 3
 _IMPATIENCE_S = 0.005
@@ -87,7 +89,8 @@ class Server:
         self._looked = 0.0
         self._expects = expects
         self._handle = handle
-        self._waiting: dict[int, tuple[int, float]] = {}  # vCPU: what had been delivered, and when that was seen
+        # vCPU: (state, how often its kind had been delivered), and when that was seen
+        self._waiting: dict[int, tuple[tuple[int, int | None], float]] = {}
 
     def destroy(self) -> None:
         """Destroy the server, and let its page and its ports go."""
@@ -109,22 +112,33 @@ class Server:
     def look(self, vcpu: int) -> None:
         """See to a vCPU's request, if there is one."""
         request = Request(self.page.view, vcpu)
-        if request.state != READY:
+        delivered = None
+        if request.state == READY:
+            delivered = self._expects(request)
+            if delivered is None:
+                self._waiting.pop(vcpu, None)
+                self.complete(vcpu, self._handle(vcpu, request))
+                return
+        if request.state == NONE:
             self._waiting.pop(vcpu, None)
-            return
-        delivered = self._expects(request)
-        if delivered is None:
-            self._waiting.pop(vcpu, None)
-            self.complete(vcpu, self._handle(vcpu, request))
-            return
+        else:
+            self._wait(vcpu, request.state, delivered)
+
+    def _wait(self, vcpu: int, state: int, delivered: int | None) -> None:
+        """Leave a request to the kernel or to Xen, for a time: a broken kernel may not complete it, or not tell."""
         now = time.monotonic()
-        before, since = self._waiting.get(vcpu, (-1, now))
-        if delivered != before:
-            self._waiting[vcpu] = (delivered, now)
-        elif now - since > (PATIENCE_S if self.missed[vcpu] < _TRUSTED_MISSES else _IMPATIENCE_S):
+        seen = (state, delivered)
+        before, since = self._waiting.get(vcpu, (None, now))
+        patience_s = PATIENCE_S if state == READY else _TAKEN_S
+        if seen != before:
+            self._waiting[vcpu] = (seen, now)
+        elif now - since > (patience_s if self.missed[vcpu] < _TRUSTED_MISSES else _IMPATIENCE_S):
             self.missed[vcpu] += 1
             self._waiting.pop(vcpu)
-            self.complete(vcpu, 0)
+            if state == RESPONSE:
+                self.evtchn.notify(self.ports[vcpu])
+            else:
+                self.complete(vcpu, 0)
 
     def look_at_all(self) -> None:
         """See to all requests, also those whose event was lost."""
@@ -140,7 +154,9 @@ class Server:
     @property
     def pause_s(self) -> float:
         """After how long somebody must look again, event or not."""
-        return _IMPATIENCE_S if self._waiting else _PAUSE_S
+        urgent = any(state == READY for (state, _), _ in self._waiting.values())
+        broken = bool(self._waiting) and max(self.missed) >= _TRUSTED_MISSES
+        return _IMPATIENCE_S if urgent or broken else _PAUSE_S
 
     def complete(self, vcpu: int, data: int) -> None:
         """Answer a request, and let the vCPU go on."""

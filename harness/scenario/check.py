@@ -97,7 +97,7 @@ class _Check:
         load = self._load(profile, layers)
         steps, evidence = self._drive({"domain": names, "layer": layers})
         assertions = self._assertions(evidence)
-        self._allow_crash(profile, layers)
+        self._crashes(profile, layers)
         return Checked(file, load, steps, assertions, tuple(self._problems))
 
     def _at(self, *path: str | int) -> Any:
@@ -309,10 +309,14 @@ class _Check:
                 self._add(("assert", index), message, hint)
         return tuple(expectations.values())
 
-    def _allow_crash(self, profile: ProfileSpec | None, layers: frozenset[str] | None) -> None:
-        for index in range(len(self._list("allow_crash"))):
-            if profile is not None and layers is not None:
-                self._known(("allow_crash", index, "layer"), f"layer of {profile.name}", layers | _HOST_LAYERS)
+    def _crashes(self, profile: ProfileSpec | None, layers: frozenset[str] | None) -> None:
+        if profile is None or layers is None:
+            return
+        paths: list[KeyPath] = [("allow_crash", index) for index in range(len(self._list("allow_crash")))]
+        for index in range(len(self._list("known_failure"))):
+            paths.append(("known_failure", index, "crash"))
+        for path in paths:
+            self._known((*path, "layer"), f"layer of {profile.name}", layers | _HOST_LAYERS)
 
 
 def _mark(field: FieldInfo) -> OneOf | None:

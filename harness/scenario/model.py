@@ -213,6 +213,8 @@ class KnownFailure(FileModel):
     """Why it fails: a bug's address, a missing feature."""
     assertion: str | None = None
     """The one assertion that fails, as it is written under assert; any failure by default."""
+    crash: AllowedCrash | None = None
+    """The crash that shows, and no other one."""
 
 
 def _few_combinations(axes: dict[str, tuple[Scalar, ...]]) -> dict[str, tuple[Scalar, ...]]:

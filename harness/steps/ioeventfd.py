@@ -152,10 +152,13 @@ class Ioeventfd(OfBackend):
     vcpus: Annotated[U32 | None, Field(description="as many as the domain has by default")] = None
     flags: U32 = 0
     domain: DomainRef | None = None
-    ports: Literal["bound", "null", "unbound"] = "bound"
+    ports: Literal["bound", "null"] = "bound"
     ioreq_page: Literal["mapped", "above", "elsewhere"] = "mapped"
     structure: Literal["good", "bad"] = "good"
     file: _Name = "main"
+    like_read: Annotated[
+        bool, Field(description="the queue is what the last read carried where a write has its value")
+    ] = False
 
 
 class Assigned(Outcome):

@@ -128,6 +128,17 @@ def test_each_file_has_its_turn_before_another_row_of_one(tmp_path: Path, monkey
     assert [item.id for item in made._order()] == ["a[virt]", "b[pc]", "c", "a[pc]", "b[virt]"]
 
 
+def test_a_mutant_meets_first_what_it_is_meant_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    course = Course({})
+    run = gauntlet(course, tmp_path, monkeypatch).run
+    course.asked.clear()
+    (tmp_path / "one.patch").write_text(PATCH.replace("\n", "\nFor: slow\n", 1))
+    one = run(parse_overrides([f"x={tmp_path / 'one.patch'}"], ["x"])["x"])
+    run(mutant_of(tmp_path, "two"))
+    assert one.summary == "Breaks it."
+    assert [scenario for _, scenario, _ in course.asked] == ["slow", "quick", "quick", "slow"]
+
+
 def test_an_error_is_no_kill_and_two_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     course = Course(
         {

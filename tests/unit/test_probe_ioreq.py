@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 PROBES = Path(__file__).parents[2] / "harness" / "probes"
-READY, RESPONSE, COPY, INVALIDATE = 1, 3, 1, 8
+READY, IN_PROCESS, RESPONSE, COPY, INVALIDATE = 1, 2, 3, 1, 8
 
 
 class Evtchn:
@@ -204,3 +204,25 @@ def test_a_request_whose_event_is_lost(bench: Bench, clock: list[float]) -> None
     bench.server.look_in_time()
     assert bench.state(0) == RESPONSE
     assert len(bench.handled) == 2
+
+
+def test_an_answer_that_nobody_is_told_of(bench: Bench, clock: list[float]) -> None:
+    bench.ask(0, 0x2000010, read=True)
+    bench.server.look_at_all()
+    assert (bench.server.pause_s, bench.evtchn.notified) == (0.1, [101])
+    clock[0] += 3.1
+    bench.server.look_in_time()
+    assert (bench.server.missed, bench.evtchn.notified) == ([1, 0], [101, 101])
+    # the answer stays what it was
+    assert struct.unpack_from("<Q", bench.page, 8) == (0x1234,)
+
+
+def test_a_request_that_is_begun_and_no_more(bench: Bench, clock: list[float]) -> None:
+    for number in range(1, 5):
+        bench.page[30] = IN_PROCESS
+        bench.server.look_at_all()
+        clock[0] += 3.1 if number < 4 else 0.01
+        bench.server.look_at_all()
+        assert (bench.state(0), bench.server.missed[0]) == (RESPONSE, number)
+        bench.page[30] = 0
+        bench.server.look_at_all()

@@ -31,9 +31,9 @@ LOADER_ONLY = frozenset(
     cel-no-names cel-not-boolean-branch cel-not-boolean cel-number-range cel-optional-is-no-number cel-python-and
     cel-python-true cel-reserved-method cel-several-lines cel-syntax cel-too-short cel-two-faults cel-types-branch
     cel-types-hidden cel-types cel-unclosed-quote cel-unknown-field cel-unknown-function cel-unknown-method
-    cel-unknown-name cel-unknown-nested-field known-failure-assertion known-failure-axis known-failure-value
-    matrix-ambiguous-id matrix-axis-reserved matrix-cel-with-value matrix-float-in-text matrix-many matrix-none
-    matrix-same-value matrix-unclosed matrix-unknown-axis matrix-unknown-machine-in-one matrix-unused-axis
+    cel-unknown-name cel-unknown-nested-field known-failure-assertion known-failure-axis known-failure-crash-layer
+    known-failure-value matrix-ambiguous-id matrix-axis-reserved matrix-cel-with-value matrix-float-in-text matrix-many
+    matrix-none matrix-same-value matrix-unclosed matrix-unknown-axis matrix-unknown-machine-in-one matrix-unused-axis
     matrix-value-out-of-range name-crash-layer name-kernel-of-other-machine name-layer shape-assert-twice
     shape-crash-regex shape-tags-twice step-as-reserved step-as-twice dmar-no-unit dmar-other-machine dmar-two-keys
     domain-pci fixed-memory hypervisor-args until-load until-needs-guest

@@ -20,7 +20,7 @@ from harness.machine.accel import Accelerator
 from harness.machine.saved import KIND, SavedMachines
 from harness.progress import SilentProgress
 from harness.testbed import Testbed
-from harness.workspace import Wanted, Workspace
+from harness.workspace import Needed, Workspace
 from tests.vm.conftest import ALL, Bench, Done
 
 RESTORES = 100 if ALL else 10
@@ -69,7 +69,7 @@ class Cache:
 @pytest.fixture
 def cache(bench: Bench) -> Cache:
     """A store of the test's own. Links do not reach from one disk to another."""
-    assert not Workspace(SilentProgress()).build_profiles([Wanted("pc")])
+    assert not Workspace(SilentProgress()).build_profiles([Needed("pc")])
     try:
         return Cache(bench.root / "cache")
     except OSError as error:

@@ -1,0 +1,43 @@
+"""Known failures: what they excuse, and what they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.result import Crash, FailedAssertion, ScenarioResult, Verdict
+from harness.runner import _explains
+from harness.scenario.model import AllowedCrash, KnownFailure
+
+PANIC = AllowedCrash(layer="dom0", title="in it_interrupt")
+THE = Crash("dom0", "BUG: fault in it_interrupt", "fatal")
+OTHER = Crash("dom0", "BUG: fault in something", "fatal")
+ELSEWHERE = Crash("xen", "BUG: fault in it_interrupt", "fatal")
+
+
+def failed(*crashes: Crash, assertions: tuple[str, ...] = ()) -> ScenarioResult:
+    result = ScenarioResult("a", "", "", (), {}, Path(), verdict=Verdict.FAIL, reason="")
+    result.crashes = list(crashes)
+    result.failed_assertions = [FailedAssertion(text, {}) for text in assertions]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("result", "by_assertion", "by_crash", "by_both"),
+    [
+        (failed(assertions=("a == 1",)), True, False, False),
+        (failed(assertions=("a == 1", "b == 1")), False, False, False),
+        (failed(THE), False, True, False),
+        (failed(THE, THE), False, True, False),
+        (failed(THE, OTHER), False, False, False),
+        (failed(ELSEWHERE), False, False, False),
+        (failed(THE, assertions=("a == 1",)), False, False, True),
+        (failed(), False, False, False),
+    ],
+)
+def test_what_is_excused(result: ScenarioResult, by_assertion: bool, by_crash: bool, by_both: bool) -> None:
+    assert _explains(KnownFailure(reason="a bug"), result)
+    assert _explains(KnownFailure(reason="a bug", assertion="a == 1"), result) is by_assertion
+    assert _explains(KnownFailure(reason="a bug", crash=PANIC), result) is by_crash
+    assert _explains(KnownFailure(reason="a bug", assertion="a == 1", crash=PANIC), result) is by_both
