@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.steps.base import Context, Evidence, Params, verb
+from harness.steps.pgdir_client import Identity, Outcome, identify, in_client
 from harness.steps.pgdir_shbuf import (
     DISPLAY,
     NOTHING,
@@ -26,11 +27,8 @@ _PAGE = 4096
 _Extent = Annotated[int, Field(ge=1, le=65536)]
 
 
-def in_client(context: Context, operation: str, **arguments: object) -> dict[str, Any]:
-    """Let the client do something, and give what it says; ``died`` is the signal that it died of, else empty."""
-    domain = domain_of(context, DISPLAY)
-    answer = context.call("drm.call", layer=domain, timeout_s=60, operation=operation, arguments=arguments)
-    return {"died": "", **answer}
+def _in_client(context: Context, operation: str, **arguments: object) -> dict[str, Any]:
+    return in_client(context, DISPLAY, operation, **arguments)
 
 
 class OfBuffer(Params):
@@ -76,7 +74,7 @@ def _create(context: Context, params: Size) -> Created:
     domain = domain_of(context, DISPLAY)
     width, height, bpp = params.extent
     context.call("kernel_log.new_lines", layer=domain, who="display")
-    answer = in_client(context, "create", buffer=params.buffer, width=width, height=height, bpp=bpp)
+    answer = _in_client(context, "create", buffer=params.buffer, width=width, height=height, bpp=bpp)
     directory = adopt(context, DISPLAY, params.buffer)
     lines = context.call("kernel_log.new_lines", layer=domain, who="display")
     return Created(
@@ -111,7 +109,7 @@ def fill(context: Context, params: Patterned) -> Touched:
 def _touch(context: Context, operation: str, buffer: str, side: str, seed: int) -> dict[str, Any]:
     if side == "backend":
         return {"died": "", **in_backend(context, DISPLAY, operation, buffer=buffer, seed=seed)}
-    return in_client(context, operation, buffer=buffer, seed=seed)
+    return _in_client(context, operation, buffer=buffer, seed=seed)
 
 
 @verb("display.compare")
@@ -137,7 +135,7 @@ def destroy(context: Context, params: OfBuffer) -> Destroyed:
 def _destroy(context: Context, buffer: str) -> Destroyed:
     domain = domain_of(context, DISPLAY)
     context.call("kernel_log.new_lines", layer=domain, who="display")
-    answer = in_client(context, "destroy", buffer=buffer)
+    answer = _in_client(context, "destroy", buffer=buffer)
     lines = context.call("kernel_log.new_lines", layer=domain, who="display")
     return Destroyed(error=answer["error"], seconds=answer["seconds"], kernel_log=lines)
 
@@ -227,40 +225,26 @@ class Cycled(Evidence):
 @verb("display.cycle")
 def cycle(context: Context, params: Cycle) -> Cycled:
     """Create and destroy a buffer again and again."""
-    answer = in_client(context, "cycle", count=params.count, pages=params.pages)
+    answer = _in_client(context, "cycle", count=params.count, pages=params.pages)
     return Cycled(failed=answer["failed"], slab_kib=answer["slab_kib"])
 
 
-class Identity(Evidence):
-    """Who answers behind the device."""
-
-    driver: str
-    about: str
-
-
 @verb("display.identify")
-def identify(context: Context, _: Params) -> Identity:
+def identify_display(context: Context, _: Params) -> Identity:
     """Ask the display's device for its driver."""
-    answer = in_client(context, "identify")
-    return Identity(driver=answer["driver"], about=answer["about"])
-
-
-class Outcome(Evidence):
-    """The name of the errno; empty when there is none."""
-
-    error: str
+    return identify(context, DISPLAY)
 
 
 @verb("display.show")
 def show(context: Context, params: OfBuffer) -> Outcome:
     """Make a buffer a framebuffer and set the connector's mode with it."""
-    return Outcome(error=in_client(context, "show", buffer=params.buffer)["error"])
+    return Outcome(error=_in_client(context, "show", buffer=params.buffer)["error"])
 
 
 @verb("display.unshow")
 def unshow(context: Context, params: OfBuffer) -> Outcome:
     """Remove a buffer's framebuffer."""
-    return Outcome(error=in_client(context, "unshow", buffer=params.buffer)["error"])
+    return Outcome(error=_in_client(context, "unshow", buffer=params.buffer)["error"])
 
 
 class Flip(Params):
@@ -283,25 +267,6 @@ class Flipped(Evidence):
 @verb("display.flip")
 def flip(context: Context, params: Flip) -> Flipped:
     """Flip pages, each with an event, and wait for it."""
-    answer = in_client(context, "flip", buffers=params.buffers, count=params.count, timeout_s=params.event_s)
+    answer = _in_client(context, "flip", buffers=params.buffers, count=params.count, timeout_s=params.event_s)
     answer.pop("died")
     return Flipped(**answer)
-
-
-class EndClient(Params):
-    """Whether it is killed."""
-
-    kill: bool = False
-
-
-class ClientEnded(Evidence):
-    """The signal that it died of; 0 for none."""
-
-    signal: int
-
-
-@verb("display.end")
-def end(context: Context, params: EndClient) -> ClientEnded:
-    """End the client; the kernel frees the buffers that it held."""
-    domain = domain_of(context, DISPLAY)
-    return ClientEnded(**context.call("drm.end", layer=domain, timeout_s=60, kill=params.kill))
