@@ -8,18 +8,17 @@ from pydantic import Field
 
 from harness.steps.base import Context, Evidence, Params, verb
 from harness.steps.pgdir_client import Identity, Outcome, identify, in_client
+from harness.steps.pgdir_grants import Count, grants
 from harness.steps.pgdir_shbuf import (
     DISPLAY,
     NOTHING,
     Compared,
-    Count,
     Directory,
     Name,
     Pages,
     Seed,
     adopt,
     domain_of,
-    grants,
     in_backend,
 )
 

@@ -12,17 +12,16 @@ from pydantic import Field
 from harness.errors import CommandFailed
 from harness.steps.base import Context, Evidence, Params, verb
 from harness.steps.pgdir_client import Identity, Outcome, identify, in_client
+from harness.steps.pgdir_grants import Count, grants
 from harness.steps.pgdir_shbuf import (
     NOTHING,
     SOUND,
     Compared,
-    Count,
     Directory,
     Pages,
     Seed,
     adopt,
     domain_of,
-    grants,
     in_backend,
 )
 
