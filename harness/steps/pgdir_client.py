@@ -8,18 +8,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.errors import CommandFailed
 from harness.steps.base import Context, Evidence, verb
 from harness.steps.pgdir_shbuf import DISPLAY, SOUND, OfDevice, domain_of
 
 _PROBES = {DISPLAY: "drm", SOUND: "alsa"}
 
 
-def in_client(context: Context, device: str, operation: str, **arguments: object) -> dict[str, Any]:
-    """Let a client do something, and give what it says; ``died`` is the signal that it died of, else empty."""
+def in_client(
+    context: Context, device: str, operation: str, *, may_die: bool = False, **arguments: object
+) -> dict[str, Any]:
+    """Let a client do something, and give what it says; ``died`` is the signal that it died of, else empty.
+
+    :raises CommandFailed: it died, and may not.
+    """
     domain = domain_of(context, device)
     answer = context.call(
         f"{_PROBES[device]}.call", layer=domain, timeout_s=60, operation=operation, arguments=arguments
     )
+    if "died" in answer and not may_die:
+        raise CommandFailed(f"the client died of {answer['died']} in {operation}", layer=domain)
     return {"died": "", **answer}
 
 

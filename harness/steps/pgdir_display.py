@@ -24,9 +24,10 @@ from harness.steps.pgdir_shbuf import (
 
 _PAGE = 4096
 _Extent = Annotated[int, Field(ge=1, le=65536)]
+_NO_BUFFER = {"error": "", "seconds": 0.0, "size": 0, "pitch": 0}
 
 
-def _in_client(context: Context, operation: str, **arguments: object) -> dict[str, Any]:
+def _in_client(context: Context, operation: str, **arguments: Any) -> dict[str, Any]:
     return in_client(context, DISPLAY, operation, **arguments)
 
 
@@ -53,9 +54,13 @@ class Size(OfBuffer):
 
 
 class Created(Evidence):
-    """What DRM_IOCTL_MODE_CREATE_DUMB came to: the name of its errno (empty: none), and what the backend was told."""
+    """What DRM_IOCTL_MODE_CREATE_DUMB came to: the name of its errno (empty: none), and what the backend was told.
+
+    ``died`` is the signal that the client died of, as ``SIGKILL``; empty when it lives.
+    """
 
     error: str
+    died: str
     seconds: float
     size: int
     pitch: int
@@ -73,17 +78,11 @@ def _create(context: Context, params: Size) -> Created:
     domain = domain_of(context, DISPLAY)
     width, height, bpp = params.extent
     context.call("kernel_log.new_lines", layer=domain, who="display")
-    answer = _in_client(context, "create", buffer=params.buffer, width=width, height=height, bpp=bpp)
+    size = {"width": width, "height": height, "bpp": bpp}
+    answer = {**_NO_BUFFER, **_in_client(context, "create", may_die=True, buffer=params.buffer, **size)}
     directory = adopt(context, DISPLAY, params.buffer)
     lines = context.call("kernel_log.new_lines", layer=domain, who="display")
-    return Created(
-        error=answer["error"],
-        seconds=answer["seconds"],
-        size=answer["size"],
-        pitch=answer["pitch"],
-        directory=directory,
-        kernel_log=lines,
-    )
+    return Created(**answer, directory=directory, kernel_log=lines)
 
 
 class Patterned(OfBuffer):
@@ -108,7 +107,7 @@ def fill(context: Context, params: Patterned) -> Touched:
 def _touch(context: Context, operation: str, buffer: str, side: str, seed: int) -> dict[str, Any]:
     if side == "backend":
         return {"died": "", **in_backend(context, DISPLAY, operation, buffer=buffer, seed=seed)}
-    return _in_client(context, operation, buffer=buffer, seed=seed)
+    return _in_client(context, operation, may_die=True, buffer=buffer, seed=seed)
 
 
 @verb("display.compare")
@@ -118,9 +117,10 @@ def compare(context: Context, params: Patterned) -> Compared:
 
 
 class Destroyed(Evidence):
-    """What DRM_IOCTL_MODE_DESTROY_DUMB came to."""
+    """What DRM_IOCTL_MODE_DESTROY_DUMB came to; ``died`` as when a buffer is created."""
 
     error: str
+    died: str
     seconds: float
     kernel_log: list[str]
 
@@ -134,9 +134,9 @@ def destroy(context: Context, params: OfBuffer) -> Destroyed:
 def _destroy(context: Context, buffer: str) -> Destroyed:
     domain = domain_of(context, DISPLAY)
     context.call("kernel_log.new_lines", layer=domain, who="display")
-    answer = _in_client(context, "destroy", buffer=buffer)
+    answer = {"error": "", "seconds": 0.0, **_in_client(context, "destroy", may_die=True, buffer=buffer)}
     lines = context.call("kernel_log.new_lines", layer=domain, who="display")
-    return Destroyed(error=answer["error"], seconds=answer["seconds"], kernel_log=lines)
+    return Destroyed(**answer, kernel_log=lines)
 
 
 class Exchange(Size):
@@ -172,7 +172,7 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
     domain, seed = domain_of(context, DISPLAY), 2 * params.seed
     before, own_before = grants(context, domain), grants(context, "dom0")
     created = _create(context, params)
-    errors = [f"create: {created.error}"] if created.error else []
+    errors = _failed("create", created)
     compared = [NOTHING, NOTHING]
     if not errors:
         compared[0] = _send(context, params.buffer, "frontend", "backend", seed)
@@ -182,7 +182,7 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
     log = created.kernel_log
     if not errors:
         destroyed = _destroy(context, params.buffer)
-        errors += [f"destroy: {destroyed.error}"] if destroyed.error else []
+        errors += _failed("destroy", destroyed)
         log = [*log, *destroyed.kernel_log]
     return Exchanged(
         errors=errors,
@@ -198,6 +198,11 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
         own_after=grants(context, "dom0"),
         kernel_log=log,
     )
+
+
+def _failed(operation: str, came_to: Created | Destroyed) -> list[str]:
+    said = came_to.error or came_to.died
+    return [f"{operation}: {said}"] if said else []
 
 
 def _send(context: Context, buffer: str, source: str, target: str, seed: int) -> Compared:
