@@ -46,8 +46,10 @@ class _Buffer:
 class Display:
     """An open DRM device, with what was made through it."""
 
-    def __init__(self, card: str = "/dev/dri/card0") -> None:
-        self._fd = os.open(card, os.O_RDWR | os.O_CLOEXEC)
+    def __init__(self) -> None:
+        # A device that comes while an older one is still open has another number.
+        card = max(name for name in os.listdir("/dev/dri") if name.startswith("card"))
+        self._fd = os.open(f"/dev/dri/{card}", os.O_RDWR | os.O_CLOEXEC)
         self._buffers: dict[str, _Buffer] = {}
         self._crtc = self._connector = 0
         self._mode = b""

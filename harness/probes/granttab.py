@@ -106,8 +106,13 @@ def active(domain: str, timeout_s: float = 10) -> dict[str, Any]:
 
 
 def active_refs(printed: str, domain: int) -> list[int]:
-    """The references of one domain in what the debug key printed."""
-    _, _, rest = printed.partition(f"grant-table for remote d{domain} ")
+    """The references of one domain in what the debug key printed.
+
+    :raises ValueError: Xen's console ring was too small for it, so that the domain's are not there, or not all.
+    """
+    _, head, rest = printed.partition(f"grant-table for remote d{domain} ")
+    if not head:
+        raise ValueError(f"what xl debug-keys g says of domain {domain} is lost: boot Xen with a larger conring_size")
     mine = rest.partition("grant-table for remote d")[0]
     return [int(match[1], 16) for match in _ACTIVE.finditer(mine)]
 

@@ -160,8 +160,10 @@ class Backend:
             self._disconnect()
         elif self._state == INIT_WAIT and front == INITIALISED:
             self._connect()
-        elif self._state == INIT_WAIT and front == INITIALISING and self._seen in (CLOSED, RECONFIGURING):
-            self._enter(INIT_WAIT)  # it did not look while it was busy with itself
+        elif self._state == INIT_WAIT and front == INITIALISING and self._seen == RECONFIGURING:
+            # It did not look while it was busy with itself. One that is bound anew does, and a sound card that is told
+            # twice starts over, with other ports than those that it has just published.
+            self._enter(INIT_WAIT)
         self._seen = front
 
     def _connect(self) -> None:

@@ -7,30 +7,28 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.steps.base import Context, Evidence, Params, verb
+from harness.steps.pgdir_client import Identity, Outcome, identify, in_client
+from harness.steps.pgdir_grants import Count, grants
 from harness.steps.pgdir_shbuf import (
     DISPLAY,
     NOTHING,
     Compared,
-    Count,
     Directory,
     Name,
     Pages,
     Seed,
     adopt,
     domain_of,
-    grants,
     in_backend,
 )
 
 _PAGE = 4096
 _Extent = Annotated[int, Field(ge=1, le=65536)]
+_NO_BUFFER = {"error": "", "seconds": 0.0, "size": 0, "pitch": 0}
 
 
-def in_client(context: Context, operation: str, **arguments: object) -> dict[str, Any]:
-    """Let the client do something, and give what it says; ``died`` is the signal that it died of, else empty."""
-    domain = domain_of(context, DISPLAY)
-    answer = context.call("drm.call", layer=domain, timeout_s=60, operation=operation, arguments=arguments)
-    return {"died": "", **answer}
+def _in_client(context: Context, operation: str, **arguments: Any) -> dict[str, Any]:
+    return in_client(context, DISPLAY, operation, **arguments)
 
 
 class OfBuffer(Params):
@@ -56,9 +54,13 @@ class Size(OfBuffer):
 
 
 class Created(Evidence):
-    """What DRM_IOCTL_MODE_CREATE_DUMB came to: the name of its errno (empty: none), and what the backend was told."""
+    """What DRM_IOCTL_MODE_CREATE_DUMB came to: the name of its errno (empty: none), and what the backend was told.
+
+    ``died`` is the signal that the client died of, as ``SIGKILL``; empty when it lives.
+    """
 
     error: str
+    died: str
     seconds: float
     size: int
     pitch: int
@@ -76,17 +78,11 @@ def _create(context: Context, params: Size) -> Created:
     domain = domain_of(context, DISPLAY)
     width, height, bpp = params.extent
     context.call("kernel_log.new_lines", layer=domain, who="display")
-    answer = in_client(context, "create", buffer=params.buffer, width=width, height=height, bpp=bpp)
+    size = {"width": width, "height": height, "bpp": bpp}
+    answer = {**_NO_BUFFER, **_in_client(context, "create", may_die=True, buffer=params.buffer, **size)}
     directory = adopt(context, DISPLAY, params.buffer)
     lines = context.call("kernel_log.new_lines", layer=domain, who="display")
-    return Created(
-        error=answer["error"],
-        seconds=answer["seconds"],
-        size=answer["size"],
-        pitch=answer["pitch"],
-        directory=directory,
-        kernel_log=lines,
-    )
+    return Created(**answer, directory=directory, kernel_log=lines)
 
 
 class Patterned(OfBuffer):
@@ -111,7 +107,7 @@ def fill(context: Context, params: Patterned) -> Touched:
 def _touch(context: Context, operation: str, buffer: str, side: str, seed: int) -> dict[str, Any]:
     if side == "backend":
         return {"died": "", **in_backend(context, DISPLAY, operation, buffer=buffer, seed=seed)}
-    return in_client(context, operation, buffer=buffer, seed=seed)
+    return _in_client(context, operation, may_die=True, buffer=buffer, seed=seed)
 
 
 @verb("display.compare")
@@ -121,9 +117,10 @@ def compare(context: Context, params: Patterned) -> Compared:
 
 
 class Destroyed(Evidence):
-    """What DRM_IOCTL_MODE_DESTROY_DUMB came to."""
+    """What DRM_IOCTL_MODE_DESTROY_DUMB came to; ``died`` as when a buffer is created."""
 
     error: str
+    died: str
     seconds: float
     kernel_log: list[str]
 
@@ -137,9 +134,9 @@ def destroy(context: Context, params: OfBuffer) -> Destroyed:
 def _destroy(context: Context, buffer: str) -> Destroyed:
     domain = domain_of(context, DISPLAY)
     context.call("kernel_log.new_lines", layer=domain, who="display")
-    answer = in_client(context, "destroy", buffer=buffer)
+    answer = {"error": "", "seconds": 0.0, **_in_client(context, "destroy", may_die=True, buffer=buffer)}
     lines = context.call("kernel_log.new_lines", layer=domain, who="display")
-    return Destroyed(error=answer["error"], seconds=answer["seconds"], kernel_log=lines)
+    return Destroyed(**answer, kernel_log=lines)
 
 
 class Exchange(Size):
@@ -175,7 +172,7 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
     domain, seed = domain_of(context, DISPLAY), 2 * params.seed
     before, own_before = grants(context, domain), grants(context, "dom0")
     created = _create(context, params)
-    errors = [f"create: {created.error}"] if created.error else []
+    errors = _failed("create", created)
     compared = [NOTHING, NOTHING]
     if not errors:
         compared[0] = _send(context, params.buffer, "frontend", "backend", seed)
@@ -185,7 +182,7 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
     log = created.kernel_log
     if not errors:
         destroyed = _destroy(context, params.buffer)
-        errors += [f"destroy: {destroyed.error}"] if destroyed.error else []
+        errors += _failed("destroy", destroyed)
         log = [*log, *destroyed.kernel_log]
     return Exchanged(
         errors=errors,
@@ -201,6 +198,11 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
         own_after=grants(context, "dom0"),
         kernel_log=log,
     )
+
+
+def _failed(operation: str, came_to: Created | Destroyed) -> list[str]:
+    said = came_to.error or came_to.died
+    return [f"{operation}: {said}"] if said else []
 
 
 def _send(context: Context, buffer: str, source: str, target: str, seed: int) -> Compared:
@@ -227,40 +229,26 @@ class Cycled(Evidence):
 @verb("display.cycle")
 def cycle(context: Context, params: Cycle) -> Cycled:
     """Create and destroy a buffer again and again."""
-    answer = in_client(context, "cycle", count=params.count, pages=params.pages)
+    answer = _in_client(context, "cycle", count=params.count, pages=params.pages)
     return Cycled(failed=answer["failed"], slab_kib=answer["slab_kib"])
 
 
-class Identity(Evidence):
-    """Who answers behind the device."""
-
-    driver: str
-    about: str
-
-
 @verb("display.identify")
-def identify(context: Context, _: Params) -> Identity:
+def identify_display(context: Context, _: Params) -> Identity:
     """Ask the display's device for its driver."""
-    answer = in_client(context, "identify")
-    return Identity(driver=answer["driver"], about=answer["about"])
-
-
-class Outcome(Evidence):
-    """The name of the errno; empty when there is none."""
-
-    error: str
+    return identify(context, DISPLAY)
 
 
 @verb("display.show")
 def show(context: Context, params: OfBuffer) -> Outcome:
     """Make a buffer a framebuffer and set the connector's mode with it."""
-    return Outcome(error=in_client(context, "show", buffer=params.buffer)["error"])
+    return Outcome(error=_in_client(context, "show", buffer=params.buffer)["error"])
 
 
 @verb("display.unshow")
 def unshow(context: Context, params: OfBuffer) -> Outcome:
     """Remove a buffer's framebuffer."""
-    return Outcome(error=in_client(context, "unshow", buffer=params.buffer)["error"])
+    return Outcome(error=_in_client(context, "unshow", buffer=params.buffer)["error"])
 
 
 class Flip(Params):
@@ -283,25 +271,6 @@ class Flipped(Evidence):
 @verb("display.flip")
 def flip(context: Context, params: Flip) -> Flipped:
     """Flip pages, each with an event, and wait for it."""
-    answer = in_client(context, "flip", buffers=params.buffers, count=params.count, timeout_s=params.event_s)
+    answer = _in_client(context, "flip", buffers=params.buffers, count=params.count, timeout_s=params.event_s)
     answer.pop("died")
     return Flipped(**answer)
-
-
-class EndClient(Params):
-    """Whether it is killed."""
-
-    kill: bool = False
-
-
-class ClientEnded(Evidence):
-    """The signal that it died of; 0 for none."""
-
-    signal: int
-
-
-@verb("display.end")
-def end(context: Context, params: EndClient) -> ClientEnded:
-    """End the client; the kernel frees the buffers that it held."""
-    domain = domain_of(context, DISPLAY)
-    return ClientEnded(**context.call("drm.end", layer=domain, timeout_s=60, kill=params.kill))

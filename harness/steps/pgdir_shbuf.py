@@ -7,7 +7,6 @@ display, ``vsnd`` a sound card. It serves its frontend while steps drive a clien
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Annotated, Any, Literal
 
@@ -21,7 +20,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 Device = Literal["vdispl", "vsnd"]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 Pages = Annotated[int, Field(ge=1, le=65536)]
-_Timeout = Annotated[float, Field(gt=0, le=600, description="seconds under KVM; emulation gets more")]
+Timeout = Annotated[float, Field(gt=0, le=600, description="seconds under KVM; emulation gets more")]
 _Operation = Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
 DISPLAY: Literal["vdispl"] = "vdispl"
 SOUND: Literal["vsnd"] = "vsnd"
@@ -59,7 +58,7 @@ class StartBackend(Params):
     resolution: Annotated[str, Field(pattern=r"^\d{1,4}x\d{1,4}$")] = "1024x768"
     buffer_bytes: Annotated[int, Field(ge=4096, le=1 << 26)] = 1 << 22
     gntalloc_limit: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    timeout_s: _Timeout = 20
+    timeout_s: Timeout = 20
 
 
 class Status(Evidence):
@@ -137,7 +136,7 @@ class AskStatus(OfDevice):
     """Whether to wait until both ends are connected (or are not)."""
 
     connected: bool | None = None
-    timeout_s: _Timeout = 10
+    timeout_s: Timeout = 10
 
 
 @verb("shbuf.status")
@@ -187,7 +186,7 @@ def drop_kept(context: Context, params: OfDevice) -> Dropped:
 class CloseBackend(OfDevice):
     """How long the frontend has for it."""
 
-    timeout_s: _Timeout = 10
+    timeout_s: Timeout = 10
 
 
 class Closed(Evidence):
@@ -281,108 +280,7 @@ NOTHING = Compared(bytes=0, wrong=0, wrong_pages=0, first_wrong_page=-1)
 """The outcome of a comparison that could not be made."""
 
 
-class Count(Evidence):
-    """A domain's grant table, read from Xen.
-
-    ``live`` are the grants given, ``mapped`` those that Xen has marked as mapped by somebody, ``frames`` the distinct
-    frames behind them, ``to_others`` the grants to other domains than dom0.
-    """
-
-    live: int
-    mapped: int
-    frames: int
-    to_others: int
-
-
 def adopt(context: Context, device: str, buffer: str) -> Directory | None:
     """The directory of the buffer that the backend was told of last; it has that name from now on."""
     found = in_backend(context, device, "adopt", buffer=buffer)["directory"]
     return None if found is None else Directory(**found)
-
-
-def grants(context: Context, domain: str) -> Count:
-    """What a domain grants now; ``dom0`` is Domain-0."""
-    name = "Domain-0" if domain == "dom0" else domain
-    return Count(**context.call("granttab.count", layer="dom0", domain=name))
-
-
-class Grants(Params):
-    """Whose grants: a domU's, or dom0's own."""
-
-    domain: Name = "guest"
-
-
-@verb("grants.count")
-def grants_count(context: Context, params: Grants) -> Count:
-    """Count what a domain grants, in its grant table as Xen has it."""
-    return grants(context, params.domain)
-
-
-class Active(Evidence):
-    """The references that Xen holds a mapping of."""
-
-    refs: list[int]
-
-
-@verb("grants.active")
-def grants_active(context: Context, params: Grants) -> Active:
-    """List a domain's mapped grants as `xl debug-keys g` prints them."""
-    name = "Domain-0" if params.domain == "dom0" else params.domain
-    return Active(**context.call("granttab.active", layer="dom0", domain=name))
-
-
-@verb("grants.watch")
-def grants_watch(context: Context, params: Watched) -> None:
-    """Let a kernel say which grants it cannot end yet, from now on, and try all of them again each second."""
-    context.call("deferral.watch", layer=params.domain)
-
-
-class Deferred(Evidence):
-    """How many grants the kernel could not end at once, and how many of such it ended later, since the last look.
-
-    ``waiting`` is the kernel's own count of those that it still waits for, -1 when it has not said.
-    """
-
-    deferred: int
-    freed: int
-    leaked: int
-    waiting: int
-
-
-class WaitDeferred(Watched):
-    """Whether to wait until none is waiting any more."""
-
-    settle: bool = False
-    timeout_s: _Timeout = 30
-
-
-_DEFERRING = re.compile(r"deferring g\.e\. .*total deferred (\d+)")
-_FREEING = re.compile(r"freeing g\.e\. .* (\d+) remaining")
-_LEAKING = re.compile(r"leaking g\.e\. ")
-
-
-def deferred_in(lines: list[str]) -> Deferred:
-    """What the messages of drivers/xen/grant-table.c say."""
-    deferred = freed = leaked = 0
-    waiting = -1
-    for line in lines:
-        if match := _DEFERRING.search(line):
-            deferred, waiting = deferred + 1, int(match[1])
-        elif match := _FREEING.search(line):
-            freed, waiting = freed + 1, int(match[1])
-        elif _LEAKING.search(line):
-            leaked += 1
-    return Deferred(deferred=deferred, freed=freed, leaked=leaked, waiting=waiting)
-
-
-@verb("grants.deferred")
-def grants_deferred(context: Context, params: WaitDeferred) -> Deferred:
-    """Count what `grants.watch` made the kernel say."""
-    deadline = context.within(params.timeout_s, "grants to be ended")
-    lines: list[str] = []
-    while True:
-        lines += context.call("deferral.new_lines", layer=params.domain)
-        found = deferred_in(lines)
-        if not params.settle or found.waiting == 0 or deadline.expired:
-            return found
-        time.sleep(0.5)

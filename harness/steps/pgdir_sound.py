@@ -9,19 +9,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.errors import CommandFailed
 from harness.steps.base import Context, Evidence, Params, verb
+from harness.steps.pgdir_client import Identity, Outcome, identify, in_client
+from harness.steps.pgdir_grants import Count, grants
 from harness.steps.pgdir_shbuf import (
     NOTHING,
     SOUND,
     Compared,
-    Count,
     Directory,
     Pages,
     Seed,
     adopt,
     domain_of,
-    grants,
     in_backend,
 )
 
@@ -31,14 +30,9 @@ _STREAMS = ("playback", "capture")
 _Stream = Literal["playback", "capture"]
 
 
-def in_client(context: Context, operation: str, **arguments: object) -> dict[str, Any]:
-    """Let the client do something, and give what it says."""
-    domain = domain_of(context, SOUND)
-    answer: dict[str, Any] = context.call(
-        "alsa.call", layer=domain, timeout_s=60, operation=operation, arguments=arguments
-    )
-    if "died" in answer:
-        raise CommandFailed(f"the client died of {answer['died']} in {operation}", layer=domain)
+def _in_client(context: Context, operation: str, **arguments: Any) -> dict[str, Any]:
+    answer = in_client(context, SOUND, operation, **arguments)
+    answer.pop("died")
     return answer
 
 
@@ -48,14 +42,8 @@ class OfStream(Params):
     stream: _Stream = "playback"
 
 
-class Outcome(Evidence):
-    """The name of the errno; empty when there is none."""
-
-    error: str
-
-
 def _do(context: Context, operation: str, params: OfStream) -> Outcome:
-    return Outcome(**in_client(context, operation, **params.model_dump()))
+    return Outcome(**_in_client(context, operation, **params.model_dump()))
 
 
 @verb("sound.open")
@@ -75,7 +63,7 @@ class SetParams(OfStream):
 def set_params(context: Context, params: SetParams) -> Outcome:
     """Set a stream's parameters (HW_PARAMS): the frontend allocates and grants its buffer."""
     size = params.pages * _PAGE
-    return Outcome(**in_client(context, "params", stream=params.stream, size=size, periods=params.periods))
+    return Outcome(**_in_client(context, "params", stream=params.stream, size=size, periods=params.periods))
 
 
 class Prepared(Outcome):
@@ -87,7 +75,7 @@ class Prepared(Outcome):
 @verb("sound.prepare")
 def prepare(context: Context, params: OfStream) -> Prepared:
     """Prepare a stream: the frontend opens it at its backend."""
-    answer = in_client(context, "prepare", stream=params.stream)
+    answer = _in_client(context, "prepare", stream=params.stream)
     return Prepared(error=answer["error"], directory=adopt(context, SOUND, params.stream))
 
 
@@ -106,7 +94,7 @@ class Moved(Outcome):
 @verb("sound.write")
 def write(context: Context, params: Patterned) -> Moved:
     """Write a pattern, as much as the buffer holds."""
-    return Moved(**in_client(context, "write", **params.model_dump()))
+    return Moved(**_in_client(context, "write", **params.model_dump()))
 
 
 @verb("sound.compare")
@@ -146,7 +134,7 @@ def _advance(context: Context, stream: str, octets: int) -> None:
 @verb("sound.delay")
 def delay(context: Context, params: OfStream) -> Moved:
     """Ask how far the application is ahead of the backend."""
-    return Moved(**in_client(context, "delay", **params.model_dump()))
+    return Moved(**_in_client(context, "delay", **params.model_dump()))
 
 
 @verb("sound.free")
@@ -214,7 +202,7 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
 
 
 def _try(context: Context, errors: list[str], stream: str, operation: str, **arguments: object) -> dict[str, Any]:
-    answer = in_client(context, operation, stream=stream, **arguments)
+    answer = _in_client(context, operation, stream=stream, **arguments)
     if answer["error"]:
         errors.append(f"{stream} {operation}: {answer['error']}")
     return answer
@@ -245,33 +233,7 @@ def _capture(context: Context, size: int, seed: int, errors: list[str]) -> Compa
     return total
 
 
-class Identity(Evidence):
-    """The card's driver, and its line in /proc/asound/cards."""
-
-    driver: str
-    about: str
-
-
 @verb("sound.identify")
-def identify(context: Context, _: Params) -> Identity:
+def identify_card(context: Context, _: Params) -> Identity:
     """Ask for the sound card's driver."""
-    return Identity(**in_client(context, "identify"))
-
-
-class EndClient(Params):
-    """Whether it is killed."""
-
-    kill: bool = False
-
-
-class ClientEnded(Evidence):
-    """The signal that it died of; 0 for none."""
-
-    signal: int
-
-
-@verb("sound.end")
-def end(context: Context, params: EndClient) -> ClientEnded:
-    """End the client; the kernel frees the buffers that it held."""
-    domain = domain_of(context, SOUND)
-    return ClientEnded(**context.call("alsa.end", layer=domain, timeout_s=60, kill=params.kill))
+    return identify(context, SOUND)

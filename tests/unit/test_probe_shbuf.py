@@ -255,3 +255,8 @@ def test_the_debug_key_is_read_for_one_domain() -> None:
     assert granttab.active_refs(PRINTED, 1) == [0, 11]
     assert granttab.active_refs(PRINTED, 0) == []
     assert granttab.active_refs(PRINTED, 10) == [1]
+
+
+def test_what_xen_could_not_keep_of_the_debug_key_is_no_empty_table() -> None:
+    with pytest.raises(ValueError, match="domain 0 is lost"):
+        granttab.active_refs(PRINTED.partition("remote d0")[2], 0)

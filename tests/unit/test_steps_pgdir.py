@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from harness.steps.pgdir_display import Size
-from harness.steps.pgdir_shbuf import Behave, deferred_in
+from harness.steps.pgdir_grants import deferred_in
+from harness.steps.pgdir_shbuf import Behave
 
 DEFERRING = "xen:grant_table: deferring g.e. 0x1b (pfn 0x3e61) (total deferred {}, total leaked 0)"
 FREEING = "xen:grant_table: freeing g.e. 0x1b (pfn 0x3e61), {} remaining"
@@ -27,8 +28,10 @@ def test_a_leak_is_no_deferral() -> None:
     assert deferred_in([line]).leaked == 1 and deferred_in([line]).deferred == 0
 
 
-def test_a_kernel_that_says_nothing_waits_for_nothing_that_is_known() -> None:
-    assert deferred_in([]).waiting == -1
+def test_a_kernel_that_says_nothing_waits_for_what_it_waited_for() -> None:
+    assert deferred_in([]).waiting == 0
+    assert deferred_in(["something else"], waiting=1030).waiting == 1030
+    assert deferred_in([FREEING.format(1029)], waiting=1030).waiting == 1029
 
 
 def test_a_page_is_a_row_of_pixels() -> None:
