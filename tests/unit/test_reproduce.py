@@ -118,7 +118,7 @@ def test_what_is_damaged_in_the_store_is_not_taken(past: Past, tmp_path: Path) -
     sha256 = past.kept(b"\x7fELF built")
     stored = past.workspace.store.root / "objects" / sha256
     stored.chmod(0o600)
-    stored.write_bytes(b"\x7fELF built?"[:10])
+    stored.write_bytes(b"\x7fELF BUILT")
     with pytest.raises(UsageError, match="which is gone"):
         read_earlier(past.workspace, past.write(swapped(tmp_path / "gone.patch", sha256=sha256)))
 
