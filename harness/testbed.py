@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.deadline import Deadline
-from harness.errors import HostError
+from harness.errors import HostError, Unsupported
 from harness.guest.xen import Domain, DomainPlan
 from harness.images import Images, Kernel
 from harness.images.under_test import KERNEL, XEN, Candidate, Override
@@ -280,11 +280,26 @@ class Testbed:
         :raises CommandFailed: when the kernel refuses it; its log says why.
         """
         deadline = Deadline.after(_LOAD_TIMEOUT_S * self.machine.time_factor, f"module {module} to load")
-        candidates = self._candidates[-1 if layer in self.domains else 0]
+        candidates = self._candidates_of(layer)
         candidates.bring(self.machine, module, deadline)
         answer = self.call("modules.load", layer=layer, deadline=deadline, name=module, parameters=dict(parameters))
         candidates.check_loaded(module, answer["build_id"])
         return LoadedModule(layer, module, tuple(answer["order"]), answer["build_id"])
+
+    def unload_module(self, layer: str, module: str, deadline: Deadline) -> dict[str, Any]:
+        """Unload one module in a guest.
+
+        :raises Unsupported: it is built into the kernel under test.
+        :raises CommandFailed: when the kernel refuses it.
+        """
+        candidates = self._candidates_of(layer)
+        if candidates.built_in:
+            raise Unsupported(f"module {module} cannot be unloaded: it is built into kernel {candidates.release}")
+        answer: dict[str, Any] = self.call("modules.unload", layer=layer, deadline=deadline, name=module)
+        return answer
+
+    def _candidates_of(self, layer: str) -> Candidates:
+        return self._candidates[-1 if layer in self.domains else 0]
 
     def call(self, function: str, *, layer: str | None, deadline: Deadline, **arguments: Any) -> Any:
         """Call a probe function in a guest: the one that QEMU boots, unless the layer is a domain's."""

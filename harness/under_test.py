@@ -88,6 +88,11 @@ class Candidates:
         return self._tested_kernel.version if self._tested_kernel else self.kernel.release
 
     @property
+    def built_in(self) -> bool:
+        """Whether the kernel has all modules built in: one of another release finds none that it could load."""
+        return self.release != self.kernel.release
+
+    @property
     def kernel_sha256(self) -> dict[str, str]:
         """The hash of a kernel under test, as versions have it; nothing where there is none."""
         return {"kernel_sha256": self._tested_kernel.sha256} if self._tested_kernel else {}
@@ -104,7 +109,7 @@ class Candidates:
     @cached_property
     def segment(self) -> Path:
         """The initramfs segment with the modules. One that can come late is not in it: the machine is the usual one."""
-        if self.release != self.kernel.release:
+        if self.built_in:
             return self.images.builtin_segment(self.kernel, self.early, self.wanted, self.release)
         there = {name: tested for name, tested in self._modules.items() if name not in self._late}
         return self.images.segment(self.kernel, self.early, self.wanted, there)
@@ -157,7 +162,7 @@ class Candidates:
 
     @cached_property
     def _late(self) -> dict[str, Candidate]:
-        if not self.late or self.release != self.kernel.release:
+        if not self.late or self.built_in:
             return {}
         return {
             name: tested

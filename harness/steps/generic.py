@@ -122,7 +122,8 @@ class ModuleUnloaded(Evidence):
 def module_unload(context: Context, params: ModuleUnload) -> ModuleUnloaded:
     """Unload a module; the step fails when the kernel refuses."""
     started = time.monotonic()
-    answer = context.call("modules.unload", layer=params.layer, timeout_s=params.timeout_s, name=params.module)
+    layer, deadline = params.layer or context.machine.layer, context.within(params.timeout_s, "modules.unload")
+    answer = context.testbed.unload_module(layer, params.module, deadline)
     return ModuleUnloaded(loaded=answer["loaded"], seconds=round(time.monotonic() - started, 3))
 
 

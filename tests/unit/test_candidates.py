@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from harness.deadline import Deadline
-from harness.errors import HostError
+from harness.errors import HostError, Unsupported
 from harness.images.under_test import Candidate, Override
+from harness.testbed import Testbed
 from harness.under_test import Candidates, recorded
 
 RELEASE = "6.12.107+deb13-amd64"
@@ -88,6 +89,7 @@ def test_a_kernel_of_another_release_has_its_modules_built_in(tmp_path: Path) ->
     assert found.segment == Path("builtin-6.12.1-mine")
     assert found.release == "6.12.1-mine"
     assert shelf.configs == ("small.config",)
+    assert found.built_in and not candidates(Shelf(), ["kernel"], tmp_path).built_in
     assert found.kernel_image == tmp_path / "x.ko"
     assert found.kernel_sha256 == {"kernel_sha256": "6" * 64}
     assert candidates(Shelf(), ["kernel"], tmp_path).segment == Path("segment")
@@ -110,3 +112,18 @@ def test_what_a_guest_has_loaded_must_be_what_is_under_test(tmp_path: Path, monk
     found.check_loaded("virtio_net", "bb")
     with pytest.raises(HostError, match="another module x than the one under test"):
         found.check_loaded("x", "bb")
+
+
+def test_what_is_built_in_cannot_be_unloaded(tmp_path: Path) -> None:
+    """A kernel under test that has the driver built in is not what such a scenario is about: nobody's failure."""
+    bed = object.__new__(Testbed)
+    bed.domains = {}
+    asked: list[str] = []
+    bed.call = lambda function, **_: asked.append(function) or {"loaded": False}  # type: ignore[func-returns-value, method-assign]
+    deadline = Deadline.after(1, "it")
+    bed._candidates = [candidates(Shelf(), ["kernel"], tmp_path)]
+    assert bed.unload_module("guest", "x", deadline) == {"loaded": False}
+    bed._candidates = [candidates(Shelf("6.12.1-small"), ["kernel"], tmp_path)]
+    with pytest.raises(Unsupported, match="cannot be unloaded: it is built into kernel"):
+        bed.unload_module("guest", "x", deadline)
+    assert asked == ["modules.unload"]

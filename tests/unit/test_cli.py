@@ -153,3 +153,38 @@ def test_what_cannot_be_built_is_not_tried_again(tmp_path: Path, monkeypatch: py
     assert phases == ["reading Debian trixie's index for amd64"]
     assert told[0] == told[1]
     assert "hint: " in told[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param([], "either a scenario file or --from is needed", id="nothing"),
+        pytest.param(["x.yaml", "--from", "."], "either a scenario file or --from is needed", id="both"),
+        pytest.param(["--from", ".", "-k", "pc"], "leave out -k and --under-test", id="a row"),
+        pytest.param(["--from", ".", "--under-test", "kernel=x"], "leave out -k and --under-test", id="other code"),
+        pytest.param(["--from", "."], "is no scenario's results", id="no results"),
+    ],
+)
+def test_a_shell_that_cannot_be_told_which_machine(tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = run(["shell", *arguments], tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert words in done.stderr
+
+
+def test_a_shell_where_only_the_results_are_left(tmp_path: Path, no_archive: dict[str, str]) -> None:
+    """They are read; what is missing is what they name."""
+    scenario = CHECKOUT / "scenarios" / "balloon" / "resize.yaml"
+    summary, results = tmp_path / "summary.json", tmp_path / "r"
+    done = run(["run", scenario, "-k", "resize[pc]", "--json", summary, "--results", results], CHECKOUT, **no_archive)
+    assert done.returncode == 2
+    (told,) = json.loads(summary.read_text())["scenarios"]
+    results.mkdir()
+    (results / "result.json").write_text(json.dumps({"schema": 1, **told}))
+    (results / "scenario.yaml").write_text("scenario: x\n")
+    done = run(["shell", "--from", results], CHECKOUT, **no_archive)
+    assert done.returncode == 4
+    assert "that run of balloon/resize[pc] ended before it had a machine" in done.stderr
+    (results / "result.json").write_text(json.dumps({"schema": 7, **told}))
+    done = run(["shell", "--from", results], CHECKOUT, **no_archive)
+    assert done.returncode == 4
+    assert "schema: must be 1, got 7" in done.stderr

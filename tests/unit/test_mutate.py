@@ -180,3 +180,21 @@ def test_a_mutant_as_json() -> None:
         "seconds": 12.3,
         "results": [],
     }
+
+
+def test_good_code_of_a_kernel_is_a_small_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's own would tell nothing of what small ones, which mutants are, can do without any patch."""
+    course = Course({})
+    seen: list[Mapping[str, Override]] = []
+
+    def runner(settings: Settings, observer: object) -> Course.Lane:
+        seen.append(settings.overrides)
+        return course.runner(settings, observer)
+
+    monkeypatch.setattr("harness.trials.Runner", runner)
+    monkeypatch.setattr(Place, "prepare", lambda *_: {})
+    for component in ("kernel", "x"):
+        made = Gauntlet(Place(), component, [SimpleScenario("quick")], "tcg", tmp_path, Silent())  # type: ignore[arg-type, list-item]
+        assert len(list(made.baseline())) == 1
+    assert (seen[0]["kernel"].kind, seen[0]["kernel"].sources) == ("patches", ())
+    assert seen[1] == {}

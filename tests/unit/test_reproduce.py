@@ -114,6 +114,15 @@ def test_what_the_store_has_lost_is_built_again_of_the_same_patches_in_order(pas
     assert list(wanted.overrides["virtio_balloon"].sources) == patches
 
 
+def test_what_is_damaged_in_the_store_is_not_taken(past: Past, tmp_path: Path) -> None:
+    sha256 = past.kept(b"\x7fELF built")
+    stored = past.workspace.store.root / "objects" / sha256
+    stored.chmod(0o600)
+    stored.write_bytes(b"\x7fELF BUILT")
+    with pytest.raises(UsageError, match="which is gone"):
+        read_earlier(past.workspace, past.write(swapped(tmp_path / "gone.patch", sha256=sha256)))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

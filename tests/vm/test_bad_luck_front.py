@@ -44,7 +44,7 @@ def test_a_shell_for_a_script(bench: Bench, where: str) -> None:
 def test_the_machine_of_a_run_that_failed(bench: Bench) -> None:
     """It is booted and loaded as that run did, and refused when it is not the same."""
     story = bench.scenario(load=[{"guest": "virtio_balloon"}], assertions=["said.stdout == 'goodbye'"])
-    failed = bench.start("run", story, "--accel", "tcg").wait()
+    failed = bench.run(story)
     assert failed.status == 1, failed.text
     results = Path(failed.scenarios[0]["results"])
     assert f"harness shell --from {results}" in failed.text

@@ -19,9 +19,11 @@ from harness.images.arch import host_arch
 from harness.images.archive import Archive
 from harness.images.modules import build_id
 from harness.images.toolchain import Toolchain
-from harness.images.under_test import Override, parse_overrides
+from harness.images.under_test import Candidate, Override, arch_of, parse_overrides
 from harness.images.workshop import Workshop
+from harness.machine.profiles import load_profiles
 from harness.progress import SilentProgress
+from tests.vm.conftest import only_all
 
 pytestmark = pytest.mark.vm
 
@@ -119,3 +121,28 @@ def test_what_does_not_build_says_why(
         source.write_text(patch)
     with pytest.raises(BuildFailed, match=message):
         images.tested_module(under_test(*sources), kernel)
+
+
+@only_all
+@pytest.mark.parametrize(
+    ("machine", "mutant"), [("pc", "balloon-refuses-isolation"), ("pseries", "tce-old-entry-lost")]
+)
+def test_a_small_kernel_from_patches(images: Images, tmp_path: Path, machine: str, mutant: str) -> None:
+    """It takes minutes where none was built yet, and seconds for each patch then; a wrong one is told by its place."""
+    profile = load_profiles(Recipes().root / "machines")[machine]
+    stock = images.kernel(profile.kernels[0], profile.arch)
+
+    def built(patch: Path) -> Candidate:
+        override = parse_overrides([f"kernel={patch}"], ["kernel"])["kernel"]
+        return images.tested_kernel(override, stock, profile.small_kernel)
+
+    patches = MUTANT.parents[1] / "kernel"
+    made = built(patches / f"{mutant}.patch")
+    assert made.version.endswith("-small")
+    assert arch_of(made.path.read_bytes()) == profile.arch
+    assert built(patches / "balloon-loses-page.patch").sha256 != made.sha256
+    wrong = tmp_path / "wrong.patch"
+    text = (patches / f"{mutant}.patch").read_text()
+    wrong.write_text(text.replace("return false;", "return nosuch;").replace("DMA_NONE;", "nosuch;"))
+    with pytest.raises(BuildFailed, match=r"the kernel does not build: \S+\.c:\d+: .nosuch. undeclared"):
+        built(wrong)
