@@ -106,6 +106,8 @@ class Server:
             return
         vcpu = self.ports.index(port)
         self.events[vcpu] += 1
+        if vcpu in self._waiting and self._waiting[vcpu][0][0] != READY:
+            del self._waiting[vcpu]  # who asks again has had the answer to what it asked before
         self.look(vcpu)
         self.evtchn.eoi(port)
 

@@ -217,6 +217,15 @@ def test_an_answer_that_nobody_is_told_of(bench: Bench, clock: list[float]) -> N
     assert struct.unpack_from("<Q", bench.page, 8) == (0x1234,)
 
 
+def test_the_kernels_answers_to_one_request_after_another(bench: Bench, clock: list[float]) -> None:
+    for _ in range(9):
+        bench.page[30] = RESPONSE
+        bench.event(0)
+        bench.server.look_at_all()
+        clock[0] += 1.1
+    assert bench.server.missed == [0, 0]
+
+
 def test_a_request_that_is_begun_and_no_more(bench: Bench, clock: list[float]) -> None:
     for number in range(1, 5):
         bench.page[30] = IN_PROCESS
