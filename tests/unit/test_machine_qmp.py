@@ -162,6 +162,22 @@ def test_which_qemu_and_which_port(room: Room) -> None:
             monitor.forwarded_port()
 
 
+def test_each_network_has_a_port_of_its_own(room: Room) -> None:
+    line = "  TCP[HOST_FORWARD]  11       127.0.0.1 {}       {}     7     0     0\r\n"
+
+    def answer(_: Wire, request: Request) -> dict[str, Any]:
+        if request["execute"] == "qom-get":
+            assert request["arguments"] == {"path": "/machine/peripheral/nic1", "property": "mac"}
+            return {"return": "52:54:00:12:34:57"}
+        return {"return": "Hub -1 (net0):\r\n" + line.format(4000, "10.0.2.15") + line.format(4001, "10.0.3.15")}
+
+    monitor, _ = room.open(answer)
+    assert (monitor.forwarded_port(), monitor.forwarded_port("10.0.3.15")) == (4000, 4001)
+    with pytest.raises(HostError, match=r"to 10\.0\.4\.15"):
+        monitor.forwarded_port("10.0.4.15")
+    assert monitor.mac_of("nic1") == "52:54:00:12:34:57"
+
+
 def test_an_answer_of_a_megabyte(room: Room) -> None:
     monitor, _ = room.open(lambda _, request: {"return": "x" * (1 << 20)})
     assert len(monitor.execute("query-qmp-schema")) == 1 << 20
