@@ -18,7 +18,6 @@ import pytest
 from rich.console import Console
 
 from harness.records.history import History
-from harness.report import progress
 from harness.report.consoles import console_excerpt
 from harness.report.progress import Expected, Live, for_console
 from harness.report.repeats import print_repeats
@@ -148,7 +147,7 @@ def test_the_live_view_tells_what_runs_for_how_long_and_how_long_it_took_before(
 
 def test_what_a_scenario_waited_for_room_is_no_part_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("harness.report.progress.time.monotonic", lambda: clock[0])
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120)
     live = Live(console, Expected(1, {"balloon/resize[pc]": 12.0}))
