@@ -74,7 +74,11 @@ class Silent:
 
 
 def _ending(result: Mapping[str, Any]) -> str:
-    line = f"{_MARKS[Verdict(result['verdict'])]} {escape(result['id'])} ({result['seconds']['total']:.1f} s)"
+    seconds = result["seconds"]
+    waited = seconds.get("wait", 0.0)
+    # What it waited for room tells of the host's other work, not of the scenario.
+    took = f"{seconds['total'] - waited:.1f} s" + (f", waited {waited:.0f} s" if waited >= 1 else "")
+    line = f"{_MARKS[Verdict(result['verdict'])]} {escape(result['id'])} ({took})"
     reason = result["reason"].partition("\n")[0]
     return f"{line}: {escape(reason)}" if reason else line
 

@@ -77,7 +77,7 @@ def print_table(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> Non
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("scenario", overflow="fold")
     table.add_column("verdict")
-    phases = ("build", "first_command", "load", "drive", "assert", "teardown", "total")
+    phases = ("build", "wait", "first_command", "load", "drive", "assert", "teardown", "total")
     for phase in phases:
         table.add_column(phase.replace("first_command", "boot"), justify="right")
     for scenario in scenarios:

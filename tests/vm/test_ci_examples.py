@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,10 @@ class Service:
 
     root: Path
     images: Path
-    artifacts: dict[str, Path] = field(default_factory=dict)
-    shells: int = 0
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts"
 
     def clone(self, name: str) -> Path:
         target = self.root / name
@@ -66,18 +68,17 @@ class Service:
     def upload(self, workspace: Path, patterns: list[str]) -> list[str]:
         found = [path for pattern in patterns for path in workspace.glob(pattern)]
         for path in found:
-            target = self.root / "artifacts" / path.name
+            target = self.artifacts / path.name
             target.parent.mkdir(exist_ok=True)
             (shutil.copytree if path.is_dir() else shutil.copy)(path, target)
         return [path.name for path in found]
 
     def download(self, workspace: Path) -> None:
-        shutil.copytree(self.root / "artifacts", workspace, dirs_exist_ok=True)
+        shutil.copytree(self.artifacts, workspace, dirs_exist_ok=True)
 
     def shell(self, workspace: Path, script: str, environment: Mapping[str, str]) -> int:
         """One step; its output goes to pytest, which shows it when the test fails."""
         print(f"$ {script}", flush=True)
-        self.shells += 1
         done = subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
             cwd=workspace,
@@ -136,6 +137,17 @@ def test_github(service: Service) -> None:
     assert (service.root / "caches" / "history.sqlite").is_file()
 
 
+def test_what_failed_is_kept_and_stops_the_gate(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image is there and none can be built: an ERROR, without a guest."""
+    service.images = service.root / "empty"
+    service.images.mkdir()
+    monkeypatch.setenv("HARNESS_DEBIAN_MIRROR", "file:/nonexistent")
+    workflow = read(EXAMPLES / "github.yml").value
+    assert not github_job(service, workflow, "scenarios", {"shard": 1})
+    assert {"results", "summary-1.json", "junit-1.xml"} <= {path.name for path in service.artifacts.iterdir()}
+    assert not github_job(service, workflow, "gate", {}), "the other shard is missing"
+
+
 def gitlab_job(service: Service, pipeline: dict[str, Any], name: str, index: int = 1) -> bool:
     """Run a job: what comes before, the script, and what comes after whatever became of it."""
     job = pipeline[name]
@@ -165,15 +177,14 @@ def test_gitlab(service: Service) -> None:
     pipeline = read(EXAMPLES / "gitlab.yml").value
     for index in range(1, pipeline["scenarios"]["parallel"] + 1):
         assert gitlab_job(service, pipeline, "scenarios", index)
-        shutil.rmtree(service.root / "artifacts" / "results")  # GitLab keeps each job's apart
+        shutil.rmtree(service.artifacts / "results")  # GitLab keeps each job's apart
     assert gitlab_job(service, pipeline, "gate")
     check_what_is_left(service, "gate-1")
 
 
 def check_what_is_left(service: Service, gate: str) -> None:
-    artifacts = service.root / "artifacts"
     assert {"summary-1.json", "summary-2.json", "junit-1.xml", "junit-2.xml", "report"} <= {
-        path.name for path in artifacts.iterdir()
+        path.name for path in service.artifacts.iterdir()
     }
-    assert "passed" in (artifacts / "report" / "index.html").read_text()
+    assert "passed" in (service.artifacts / "report" / "index.html").read_text()
     assert (service.root / gate / "history.sqlite").is_file()

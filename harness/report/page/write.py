@@ -171,4 +171,4 @@ def _trends(scenarios: Sequence[ReadScenario], history: History) -> Trends:
 
 
 def _news(what: str, before: str, after: str, run: str) -> str:
-    return f"{what}: {before[:40]} to {after[:40]} since run {run[:8]}"
+    return f"{what}: {before[:24]} to {after[:24]} since run {run[:8]}"
