@@ -7,7 +7,6 @@ randomness that the others do not have; and devices that QEMU does not save get 
 from __future__ import annotations
 
 import base64
-import ctypes
 import fcntl
 import os
 import signal
@@ -20,6 +19,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from harness.probes import clocks
+else:
+    import clocks
+
 _TOKEN = "/etc/harness-token"  # noqa: S105 (a path)
 _HOST_KEY = "/etc/dropbear/dropbear_ed25519_host_key"
 _PID_FILE = "/run/dropbear.pid"
@@ -28,7 +31,6 @@ _PCI = "/sys/bus/pci/devices"
 _CONFIG_BYTES = 64  # the standard header (PCI Local Bus Specification 3.0, 6.1)
 _SIOCSIFHWADDR = 0x8924  # include/uapi/linux/sockios.h
 _ARPHRD_ETHER = 1
-_TIMER_ABSTIME = 1  # include/uapi/linux/time.h
 
 _pci_configuration: dict[str, bytes] = {}
 
@@ -51,24 +53,6 @@ def prepare(unsaved: Sequence[str], port: int | None) -> dict[str, int]:
     return {"remembered": len(_pci_configuration)}
 
 
-def start_clocks(now_s: float) -> None:
-    """Set the time of day, and have each CPU's timer set anew.
-
-    QEMU before 8.2 does not save what the decrementer of an emulated POWER CPU counts, so the interrupt that Linux
-    waits for may never come, and Linux sets the timer only for what is due before that. A time in the past is.
-
-    :param now_s: seconds since the epoch.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    longs = ctypes.c_long * 2
-    mine = os.sched_getaffinity(0)
-    for cpu in mine:
-        os.sched_setaffinity(0, {cpu})
-        libc.clock_nanosleep(time.CLOCK_MONOTONIC, _TIMER_ABSTIME, longs(0, 1), None)
-    os.sched_setaffinity(0, mine)
-    time.clock_settime(time.CLOCK_REALTIME, now_s)
-
-
 def _id_of(address: str) -> str:
     words = []
     for name in ("vendor", "device"):
@@ -89,7 +73,7 @@ def resume(token: str, files: Mapping[str, tuple[str, int]], mac: str, now_s: fl
     with open(_TOKEN) as file:
         if file.read().strip() != token:
             raise ValueError("this is not the machine that was saved")
-    start_clocks(now_s)
+    started = clocks.start(now_s)
     with open("/dev/urandom", "wb") as pool:
         pool.write(base64.b64decode(randomness))
     for address, configuration in _pci_configuration.items():
@@ -103,7 +87,7 @@ def resume(token: str, files: Mapping[str, tuple[str, int]], mac: str, now_s: fl
             os.close(fd)
     _restart_sshd()
     _set_address("eth0", mac)
-    return {"restored": len(_pci_configuration)}
+    return {"restored": len(_pci_configuration), **started}
 
 
 def _restart_sshd() -> None:

@@ -148,7 +148,7 @@ def save_restore(context: Context, _: SaveRestore) -> Restored:
     save(machine, state, context.within(60, "the machine's state to be saved"))
     saved = time.monotonic()
     restore(machine, state, context.within(60, "the machine's state to be restored"))
-    context.call("resume.start_clocks", now_s=time.time())
+    context.call("clocks.start", now_s=time.time())
     restored = time.monotonic()
     size = state.stat().st_size >> 20
     state.unlink()
