@@ -60,14 +60,14 @@ def _start_xen() -> int:
     xen = privcmd.Privcmd()
     cpu = 0
     try:
-        while _sched_op(xen, _PIN_OVERRIDE, struct.pack("=i", cpu)) == 0:
+        while (failed := _sched_op(xen, _PIN_OVERRIDE, struct.pack("=i", cpu))) == 0:
             _sched_op(xen, _POLL, struct.pack("=QIIQ", 0, 0, 0, 1))
+            _sched_op(xen, _PIN_OVERRIDE, struct.pack("=i", _ANYWHERE))
             cpu += 1
     finally:
-        failed = _sched_op(xen, _PIN_OVERRIDE, struct.pack("=i", _ANYWHERE))
         xen.close()
-    if failed or cpu == 0:
-        raise OSError(failed, f"Xen's timers could not be set: {errno.errorcode.get(failed, failed)}")
+    if failed != errno.EINVAL or cpu == 0:  # there is no such CPU
+        raise OSError(failed, f"Xen's timer of CPU {cpu} could not be set")
     return cpu
 
 
