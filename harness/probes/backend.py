@@ -218,6 +218,7 @@ class Backend:
                 self._assigned.pop(eventfd, None)
             else:
                 self._assigned[eventfd] = Assignment(fd, base, addr_len, queue)
+                self._server.assigned()
         return {"error": privcmd.name_of(code), "interrupts": len(interrupt_lines())}
 
     def irqfd(

@@ -91,6 +91,8 @@ class Server:
         self._handle = handle
         # vCPU: (state, how often its kind had been delivered), and when that was seen
         self._waiting: dict[int, tuple[tuple[int, int | None], float]] = {}
+        # vCPU: how often its request's kind had been delivered when the kernel was told of that kind
+        self._early: dict[int, int] = {}
 
     def destroy(self) -> None:
         """Destroy the server, and let its page and its ports go."""
@@ -135,12 +137,26 @@ class Server:
         if seen != before:
             self._waiting[vcpu] = (seen, now)
         elif now - since > (patience_s if self.missed[vcpu] < _TRUSTED_MISSES else _IMPATIENCE_S):
-            self.missed[vcpu] += 1
             self._waiting.pop(vcpu)
+            if state == READY and self._early.pop(vcpu, None) == delivered:
+                self.complete(vcpu, self._handle(vcpu, Request(self.page.view, vcpu)))
+                return
+            self.missed[vcpu] += 1
             if state == RESPONSE:
                 self.evtchn.notify(self.ports[vcpu])
             else:
                 self.complete(vcpu, 0)
+
+    def assigned(self) -> None:
+        """The kernel has been told of more that it must complete.
+
+        What lies there at that moment may be from before: then the kernel leaves it, and it is ours. Whether it is
+        shows only when the kernel has had its time.
+        """
+        for vcpu in range(self.vcpus):
+            request = Request(self.page.view, vcpu)
+            if request.state == READY and (delivered := self._expects(request)) is not None:
+                self._early[vcpu] = delivered
 
     def look_at_all(self) -> None:
         """See to all requests, also those whose event was lost."""

@@ -194,6 +194,38 @@ def test_a_request_that_is_the_kernels_no_more_is_ours(bench: Bench) -> None:
     assert bench.server.missed == [0, 0]
 
 
+def test_a_request_from_before_an_assignment_is_ours_if_the_kernel_leaves_it(bench: Bench, clock: list[float]) -> None:
+    struct.pack_into("<QQII", bench.page, 0, 0x2000050, 0, 1, 4)
+    bench.page[30], bench.page[31] = READY, COPY
+    bench.delivered[0x2000050] = 4
+    bench.server.assigned()
+    bench.event(0)
+    assert bench.handled == []
+    clock[0] += 0.51
+    bench.server.look_at_all()
+    assert bench.state(0) == RESPONSE
+    assert bench.handled == [(0, "write 4 at 0x2000050 0x0")]
+    assert bench.server.missed == [0, 0]
+    # the next one is the kernel's
+    bench.ask(0, 0x2000050)
+    clock[0] += 0.51
+    bench.server.look_at_all()
+    assert bench.server.missed == [1, 0]
+
+
+def test_a_request_after_a_delivery_is_not_from_before_the_assignment(bench: Bench, clock: list[float]) -> None:
+    struct.pack_into("<QQII", bench.page, 0, 0x2000050, 0, 1, 4)
+    bench.page[30], bench.page[31] = READY, COPY
+    bench.delivered[0x2000050] = 4
+    bench.server.assigned()
+    bench.delivered[0x2000050] = 5
+    bench.ask(0, 0x2000050)
+    clock[0] += 0.51
+    bench.server.look_at_all()
+    assert bench.server.missed == [1, 0]
+    assert bench.handled == []
+
+
 def test_a_request_whose_event_is_lost(bench: Bench, clock: list[float]) -> None:
     bench.server.look_in_time()
     bench.ask(0, 0x2000054)
