@@ -17,15 +17,15 @@ from harness.errors import GuestCrash, GuestError, HarnessError, HostError, Unsu
 from harness.images import Images
 from harness.images.under_test import Override
 from harness.interrupts import interrupts_deferred
+from harness.known_failure import apply_known_failures
 from harness.machine.accel import Accelerator
 from harness.machine.health import ProvokedCrash
 from harness.machine.saved import SavedMachines
 from harness.machine.spec import Profile
 from harness.oops import Blame, Report
-from harness.regex import compiled
 from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, Verdict, write_json
 from harness.result_files import free_space, new_directory, unwritable
-from harness.scenario.model import KnownFailure, Scenario, Step
+from harness.scenario.model import Scenario, Step
 from harness.steps.base import Context, Verb
 from harness.testbed import Testbed
 from harness.under_test import components_of, recorded
@@ -197,7 +197,7 @@ class _Run:
         result = self._result
         if testbed is not None and (left := testbed.leftovers()):
             result.verdict, result.reason = Verdict.ERROR, f"left behind on the host: {', '.join(left)}"
-        self._apply_known_failure()
+        apply_known_failures(self._scenario, result)
         result.retried = self._retried or result.retried
         result.seconds.total = time.monotonic() - self._started
         for name, value in (("evidence.json", result.evidence), ("result.json", result.to_file())):
@@ -365,33 +365,6 @@ class _Run:
 
     def _crashed_by_product(self) -> bool:
         return bool(self._result.crashes) and self._result.verdict is Verdict.FAIL
-
-    def _apply_known_failure(self) -> None:
-        result = self._result
-        for known in self._scenario.known_failure:
-            if not all(result.matrix.get(axis) == value for axis, value in known.when.items()):
-                continue
-            if result.verdict is Verdict.FAIL and _explains(known, result):
-                result.verdict, result.reason = Verdict.SKIP, f"known failure: {known.reason}"
-            elif result.verdict is Verdict.PASS:
-                result.verdict = Verdict.FAIL
-                result.reason = f"expected to fail, but passed: {known.reason}; take it out of known_failure"
-
-
-def _explains(known: KnownFailure, result: ScenarioResult) -> bool:
-    """Whether a failure is the known one, and nothing beside it."""
-    if known.assertion is None and known.crash is None:
-        return True
-    failed = [item.expression for item in result.failed_assertions]
-    if failed != ([] if known.assertion is None else [known.assertion]):
-        return False
-    crash = known.crash
-    if crash is None:
-        return not result.crashes
-    title = compiled(crash.title)
-    return bool(result.crashes) and all(
-        item.layer == crash.layer and title.search(item.title) is not None for item in result.crashes
-    )
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.known_failure import explains
 from harness.result import Crash, FailedAssertion, ScenarioResult, Verdict
-from harness.runner import _explains
 from harness.scenario.model import AllowedCrash, KnownFailure
 
 PANIC = AllowedCrash(layer="dom0", title="in it_interrupt")
@@ -37,7 +37,7 @@ def failed(*crashes: Crash, assertions: tuple[str, ...] = ()) -> ScenarioResult:
     ],
 )
 def test_what_is_excused(result: ScenarioResult, by_assertion: bool, by_crash: bool, by_both: bool) -> None:
-    assert _explains(KnownFailure(reason="a bug"), result)
-    assert _explains(KnownFailure(reason="a bug", assertion="a == 1"), result) is by_assertion
-    assert _explains(KnownFailure(reason="a bug", crash=PANIC), result) is by_crash
-    assert _explains(KnownFailure(reason="a bug", assertion="a == 1", crash=PANIC), result) is by_both
+    assert explains(KnownFailure(reason="a bug"), result)
+    assert explains(KnownFailure(reason="a bug", assertion="a == 1"), result) is by_assertion
+    assert explains(KnownFailure(reason="a bug", crash=PANIC), result) is by_crash
+    assert explains(KnownFailure(reason="a bug", assertion="a == 1", crash=PANIC), result) is by_both

@@ -20,7 +20,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "deadline progress oops regex strict_yaml",
         "validate",
         "scenario images guest result result_files",
-        "machine records",
+        "known_failure machine records",
         "report gate under_test",
         "testbed",
         "steps",
