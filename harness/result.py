@@ -162,6 +162,13 @@ class ScenarioResult:
     machine: str = ""
     scenario_sha256: str = ""
 
+    def add_host_fault(self, told: str) -> None:
+        """A fault of the host came to light: an ERROR, unless the product had failed, which is not undone by it."""
+        if self.verdict is Verdict.FAIL:
+            self.reason = f"{self.reason}; {told}"
+        else:
+            self.verdict, self.reason = Verdict.ERROR, told
+
     def to_json(self) -> dict[str, Any]:
         """A plain object, ready for ``json.dump``."""
         plain = {item.name: getattr(self, item.name) for item in fields(self)}

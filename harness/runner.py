@@ -195,9 +195,9 @@ class _Run:
 
     def _conclude(self, testbed: Testbed | None) -> None:
         result = self._result
-        if testbed is not None and (left := testbed.leftovers()):
-            result.verdict, result.reason = Verdict.ERROR, f"left behind on the host: {', '.join(left)}"
         apply_known_failures(self._scenario, result)
+        if testbed is not None and (left := testbed.leftovers()):
+            result.add_host_fault(f"left behind on the host: {', '.join(left)}")
         result.retried = self._retried or result.retried
         result.seconds.total = time.monotonic() - self._started
         for name, value in (("evidence.json", result.evidence), ("result.json", result.to_file())):

@@ -1,4 +1,4 @@
-"""Known failures: what they excuse, and what they do not."""
+"""Verdicts that are changed afterwards: what known failures excuse, and what they do not; faults of the host."""
 
 from __future__ import annotations
 
@@ -41,3 +41,18 @@ def test_what_is_excused(result: ScenarioResult, by_assertion: bool, by_crash: b
     assert explains(KnownFailure(reason="a bug", assertion="a == 1"), result) is by_assertion
     assert explains(KnownFailure(reason="a bug", crash=PANIC), result) is by_crash
     assert explains(KnownFailure(reason="a bug", assertion="a == 1", crash=PANIC), result) is by_both
+
+
+@pytest.mark.parametrize("before", [Verdict.PASS, Verdict.SKIP, Verdict.ERROR])
+def test_what_is_left_on_the_host_is_an_error(before: Verdict) -> None:
+    result = failed()
+    result.verdict = before
+    result.add_host_fault("left behind: process 7")
+    assert (result.verdict, result.reason) == (Verdict.ERROR, "left behind: process 7")
+
+
+def test_what_is_left_on_the_host_does_not_hide_a_failure_of_the_product() -> None:
+    result = failed(assertions=("a == 1",))
+    result.reason = "1 of 1 assertions failed"
+    result.add_host_fault("left behind: process 7")
+    assert (result.verdict, result.reason) == (Verdict.FAIL, "1 of 1 assertions failed; left behind: process 7")
