@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 from collections.abc import Generator, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 
 from harness.errors import ExpectationFailed, HarnessError, ScenarioError
 from harness.interrupts import unwind_on_signals
-from harness.progress import SilentProgress
+from harness.progress import Messages, SilentProgress
 from harness.records.recorder import Recorder
 from harness.records.shards import Shard
 from harness.report.consoles import console_excerpt
@@ -264,7 +265,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Set the session up, unless ``harness run`` has brought its own."""
     front = next((plugin for plugin in config.pluginmanager.get_plugins() if isinstance(plugin, Front)), None)
-    workspace = front.workspace if front else Workspace(SilentProgress())
+    progress = Messages(sys.stderr) if hasattr(config, "workerinput") else SilentProgress()
+    workspace = front.workspace if front else Workspace(progress)
     if front:
         session = HarnessSession(config, workspace, front.progress, front.facts, front.only)
     else:

@@ -41,6 +41,21 @@ class SilentProgress:
         """See :class:`Progress`."""
 
 
+class Messages(SilentProgress):
+    """Tells messages alone, a line each: for a worker whose phases the one that gave it work tells.
+
+    :param stream: where the lines go.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def message(self, text: str) -> None:
+        """See :class:`Progress`."""
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
 def _amount(done: float, total: float | None, unit: str) -> str:
     """``1.5 of 12.1 MB``, ``3 of 20 packages`` or ``200 files``."""
     if total is None:
