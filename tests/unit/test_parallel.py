@@ -22,12 +22,15 @@ from harness.parallel import side_by_side, stopped
 
 #: A piece that sleeps in a program, one that waits for a lock, and one that breaks; or a Ctrl-C instead.
 PROGRAM = """\
+import signal
 import sys
 from pathlib import Path
 from harness.deadline import Deadline
 from harness.images.locks import held
 from harness.images.tools import run
 from harness.parallel import side_by_side
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have been told to ignore it
 
 def sleeper():
     run(["sleep", "1000"], hint="", deadline=Deadline.after(900, "sleep"))
@@ -110,10 +113,13 @@ def test_ctrl_c_ends_programs_and_waits_for_locks(tmp_path: Path) -> None:
         assert process.stdout is not None
         with process, process.stdout:
             assert process.stdout.readline() == b"waiting\n"
-            while not (sleepers := _sleepers(psutil.Process(process.pid))):
-                time.sleep(0.01)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(20) == -signal.SIGINT
+            try:
+                while not (sleepers := _sleepers(psutil.Process(process.pid))):
+                    time.sleep(0.01)
+                process.send_signal(signal.SIGINT)
+                assert process.wait(20) == -signal.SIGINT
+            finally:
+                process.kill()
     assert psutil.wait_procs(sleepers, 5)[1] == []
 
 
