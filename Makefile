@@ -42,7 +42,7 @@ test-nightly: setup
 	HARNESS_TEST_ALL=1 $(VENV)/bin/pytest tests/vm/test_kvm.py tests/vm/test_ci_examples.py
 
 # Boot to first command against a plain script, whole programs beside labgrid and virtme-ng, the whole catalogue cold and
-# warm: about an hour and a half, on a machine that does nothing else. ROUNDS and BENCH_ARGS choose less.
+# warm, on a machine that does nothing else. ROUNDS and BENCH_ARGS choose less.
 bench: setup
 	@tools/install-host-packages bench/host-packages.txt
 	$(VENV)/bin/python -m bench --rounds $(ROUNDS) $(BENCH_ARGS)

@@ -41,6 +41,15 @@ class SilentProgress:
         """See :class:`Progress`."""
 
 
+def _amount(done: float, total: float | None, unit: str) -> str:
+    """``1.5 of 12.1 MB``, ``3 of 20 packages`` or ``200 files``."""
+    if total is None:
+        return f"{done:g} {unit}"
+    if unit == BYTES:
+        return f"{decimal(int(done))} of {decimal(int(total))}"
+    return f"{done:g} of {total:g} {unit}"
+
+
 class Messages(SilentProgress):
     """Tells messages alone, a line each: for a worker whose phases the one that gave it work tells.
 
@@ -52,17 +61,8 @@ class Messages(SilentProgress):
 
     def message(self, text: str) -> None:
         """See :class:`Progress`."""
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{text}\n")  # one write: threads do not cut each other's lines
         self._stream.flush()
-
-
-def _amount(done: float, total: float | None, unit: str) -> str:
-    """``1.5 of 12.1 MB``, ``3 of 20 packages`` or ``200 files``."""
-    if total is None:
-        return f"{done:g} {unit}"
-    if unit == BYTES:
-        return f"{decimal(int(done))} of {decimal(int(total))}"
-    return f"{done:g} of {total:g} {unit}"
 
 
 class _Phase(threading.local):
@@ -73,7 +73,7 @@ class _Phase(threading.local):
         self.began = self.told = time.monotonic()
 
 
-class PlainProgress:
+class PlainProgress(Messages):
     """One line per event, for a log that nobody watches.
 
     :param stream: where the lines go.
@@ -81,7 +81,7 @@ class PlainProgress:
     """
 
     def __init__(self, stream: TextIO, *, every_s: float = 5.0) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._every_s = every_s
         self._phase = _Phase()
 
@@ -97,11 +97,6 @@ class PlainProgress:
         if now - phase.told >= self._every_s:
             phase.told = now
             self.message(f"{phase.name}: {_amount(done, total, unit)}, {now - phase.began:.0f} s")
-
-    def message(self, text: str) -> None:
-        """See :class:`Progress`."""
-        self._stream.write(f"{text}\n")  # one write: threads do not cut each other's lines
-        self._stream.flush()
 
 
 class RichProgress:
