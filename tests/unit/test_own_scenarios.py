@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from harness.gate.policy import read_policy
+from harness.gate.policy import matches, read_policy
 from harness.progress import SilentProgress
 from harness.scenario.schema import json_schema
 from harness.workspace import Workspace
@@ -34,6 +34,14 @@ def test_the_committed_policy_is_about_every_feature_and_names_what_there_is(wor
     policy, _ = read_policy(ROOT / "policy.yaml", scenarios, workspace.components)
     guards = {item.id for item in scenarios if {"gate", "smoke"} & set(item.tags)}
     assert guards == {item.id for item in scenarios for rule in policy.require if rule.fits(item)}
+    known = {
+        item.id
+        for item in scenarios
+        for failure in item.known_failure
+        if all(item.matrix.get(axis) == value for axis, value in failure.when.items())
+    }
+    let_through = {item.id for item in scenarios for rule in policy.known_failures if matches(item.id, rule.scenario)}
+    assert let_through == known & guards
     assert {rule.component for rule in policy.mutation} == {path.name for path in (ROOT / "mutants").iterdir()}
 
 
