@@ -82,10 +82,14 @@ class Bench:
 
     def ask(self, vcpu: int, address: int, data: int = 0, size: int = 4, kind: int = COPY, read: bool = False) -> None:
         """Be the guest: put a request and signal it."""
+        self.put(vcpu, address, data, size, kind, read)
+        self.event(vcpu)
+
+    def put(self, vcpu: int, address: int, data: int = 0, size: int = 4, kind: int = COPY, read: bool = False) -> None:
+        """Put a request of which nobody has been told yet."""
         struct.pack_into("<QQII", self.page, 32 * vcpu, address, data, 1, size)
         self.page[32 * vcpu + 30] = READY | (0x20 if read else 0)
         self.page[32 * vcpu + 31] = kind
-        self.event(vcpu)
 
     def event(self, vcpu: int) -> None:
         self.evtchn.pending.append(vcpu + 101)
@@ -195,8 +199,7 @@ def test_a_request_that_is_the_kernels_no_more_is_ours(bench: Bench) -> None:
 
 
 def test_a_request_from_before_an_assignment_is_ours_if_the_kernel_leaves_it(bench: Bench, clock: list[float]) -> None:
-    struct.pack_into("<QQII", bench.page, 0, 0x2000050, 0, 1, 4)
-    bench.page[30], bench.page[31] = READY, COPY
+    bench.put(0, 0x2000050)
     bench.delivered[0x2000050] = 4
     bench.server.assigned()
     bench.event(0)
@@ -214,8 +217,7 @@ def test_a_request_from_before_an_assignment_is_ours_if_the_kernel_leaves_it(ben
 
 
 def test_a_request_after_a_delivery_is_not_from_before_the_assignment(bench: Bench, clock: list[float]) -> None:
-    struct.pack_into("<QQII", bench.page, 0, 0x2000050, 0, 1, 4)
-    bench.page[30], bench.page[31] = READY, COPY
+    bench.put(0, 0x2000050)
     bench.delivered[0x2000050] = 4
     bench.server.assigned()
     bench.delivered[0x2000050] = 5
