@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bench.figures import Measured, in_turns, show
 from bench.peers import Unavailable, find_peers
+from bench.targets import HARNESS
 from harness.workspace import Workspace
 
 TRUE = """\
@@ -39,13 +42,17 @@ assert: [done.status == 0]
 """
 
 
-def _harness(directory: Path, *arguments: str) -> Path:
-    """Run the command to its end; gives its summary."""
+def _harness(directory: Path, *arguments: str, judge: bool = True) -> list[dict[str, Any]]:
+    """Run the command to its end; gives what each scenario came to.
+
+    :param judge: whether a scenario that does not pass makes the whole worthless.
+    """
     summary = directory / "summary.json"
     program = Path(sys.executable).with_name("harness")
     command = [str(program), "run", "--accel", "auto", "--results", "results", "--json", str(summary), *arguments]
-    subprocess.run(command, cwd=directory, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return summary
+    subprocess.run(command, cwd=directory, check=judge, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    scenarios: list[dict[str, Any]] = json.loads(summary.read_text())["scenarios"]
+    return scenarios
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -72,7 +79,7 @@ def bench(workspace: Workspace, rounds: int) -> tuple[Measured, dict[str, str]]:
                 _timed,
                 partial(subprocess.run, pytest, cwd=directory, env=environment, check=True, stdout=subprocess.DEVNULL),
             ),
-            "harness run, warm": partial(_timed, partial(_harness, directory, "true.yaml")),
+            HARNESS: partial(_timed, partial(_harness, directory, "true.yaml")),
             "harness run, cold": partial(_timed, partial(_harness, directory, "--cold", "true.yaml")),
         }
         missing: dict[str, str] = {}
@@ -95,7 +102,7 @@ def nth_scenario() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "hundred.yaml").write_text(HUNDRED)
-        scenarios = json.loads(_harness(directory, "hundred.yaml").read_text())["scenarios"]
+        scenarios = _harness(directory, "hundred.yaml")
     totals = [float(scenario["seconds"]["total"]) for scenario in scenarios if scenario["start"] == "warm"]
     around = {"N = 1": totals[:5], "N = 10": totals[7:12], "N = 100": totals[-5:]}
     medians = {label: round(statistics.median(values), 3) for label, values in around.items()}
@@ -105,15 +112,23 @@ def nth_scenario() -> dict[str, float]:
     return medians
 
 
-def catalogue(scenarios: Path) -> dict[str, float]:
-    """The whole catalogue, cold with nothing saved, and then warm: the seconds of each run."""
-    print("\nthe whole catalogue")
-    seconds = {}
+def catalogue(scenarios: Path) -> dict[str, dict[str, Any]]:
+    """The whole catalogue on all cores: cold with nothing saved, once more to save, and warm.
+
+    :return: for each run its wall time, the seconds of its machines in sum (without waits), and its verdicts.
+    """
+    print("\nthe whole catalogue", flush=True)
+    runs: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         shutil.copytree(scenarios, directory / "scenarios")
+        common = ["-j", str(os.cpu_count() or 1), "-k", "not unproven", "scenarios"]
         for label, arguments in (("cold", ["--cold"]), ("saving", []), ("warm", [])):
-            seconds[label] = round(_timed(partial(_harness, directory, *arguments, "scenarios")), 1)
-            print(f"  {label}: {seconds[label]:.0f} s", flush=True)
-    print(f"  warm / cold: {seconds['warm'] / seconds['cold']:.2f}")
-    return seconds
+            started = time.monotonic()
+            done = _harness(directory, *arguments, *common, judge=False)
+            wall = time.monotonic() - started
+            machines = sum(item["seconds"]["total"] - item["seconds"]["wait"] for item in done)
+            verdicts = Counter(item["verdict"] for item in done)
+            runs[label] = {"wall_s": round(wall, 1), "machine_s": round(machines, 1), "verdicts": dict(verdicts)}
+            print(f"  {label}: {wall:.0f} s, {machines:.0f} s of machines, {dict(verdicts)}", flush=True)
+    return runs

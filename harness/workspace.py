@@ -142,18 +142,21 @@ class Workspace:
             hypervisor = scenario.boot.hypervisor or (profile.hypervisor.names[0] if profile.hypervisor else None)
             used = self.components_of(scenario) & frozenset(overrides or ())
             users.setdefault(Needed(machine, kernel, hypervisor, used), []).append(scenario.id)
-        refused: dict[Needed, HarnessError] = dict(self.build_profiles(users))
-        for needed in [item for item in users if item not in refused]:
-            if mine := {name: item for name, item in (overrides or {}).items() if name in needed.used}:
-                try:
-                    profile = self.profiles[needed.machine]
-                    self._check_small_kernel(mine.get(KERNEL), needed.machine)
-                    stock = self.images.kernel(needed.kernel or profile.kernels[0], profile.arch)
-                    small = profile.small_kernel
-                    Candidates(self.images, mine, stock, (), (), needed.hypervisor, small_kernel=small).build()
-                except HarnessError as error:
-                    refused[needed] = error
+        refused = dict(self.build_profiles(users))
+        tests = {
+            item: partial(self._build_under_test, item, {name: overrides[name] for name in item.used})
+            for item in users
+            if overrides and item.used and item not in refused
+        }
+        refused |= side_by_side(tests, HarnessError, workers=_BUILDERS)
         return {scenario: error for needed, error in refused.items() for scenario in users[needed]}
+
+    def _build_under_test(self, needed: Needed, overrides: Mapping[str, Override]) -> None:
+        profile = self.profiles[needed.machine]
+        self._check_small_kernel(overrides.get(KERNEL), needed.machine)
+        stock = self.images.kernel(needed.kernel or profile.kernels[0], profile.arch)
+        small = profile.small_kernel
+        Candidates(self.images, overrides, stock, (), (), needed.hypervisor, small_kernel=small).build()
 
     def _check_small_kernel(self, override: Override | None, machine: str) -> None:
         if override is None or override.kind == "file" or self.profiles[machine].small_kernel:

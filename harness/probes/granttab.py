@@ -1,4 +1,4 @@
-"""Another domain's grants, as the hypervisor has them: its grant table's pages, and what ``xl debug-keys g`` prints.
+"""Another domain's grants, as the hypervisor has them: its grant table's pages, and what its debug key ``g`` prints.
 
 Interfaces: include/uapi/xen/privcmd.h; xen/include/public/grant_table.h (``grant_entry_v1``: flags and domain of 16
 bits each, a frame of 32) and memory.h (``XENMEM_acquire_resource``) in Xen's source.
@@ -12,16 +12,16 @@ import mmap
 import os
 import re
 import struct
-import subprocess
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from harness.probes.domain import identify
+    from harness.probes.xenctrl import Console
 else:  # beside this file, in the guest
     from domain import identify
+    from xenctrl import Console
 
 PAGE = 4096
 _HYPERCALL, _MMAP_RESOURCE = 0x00305000, 0x00205007
@@ -91,17 +91,13 @@ def _size(privcmd: int, domain: int) -> int:
 
 
 def active(domain: str, timeout_s: float = 10) -> dict[str, Any]:
-    """The references that Xen holds a mapping of, as ``xl debug-keys g`` prints them, with who mapped them."""
+    """The references that Xen holds a mapping of, as debug key ``g`` prints them, with who mapped them."""
     number = identify(domain)
-    _xl("dmesg", "-c")
-    _xl("debug-keys", "g")
-    printed = ""
-    deadline = time.monotonic() + timeout_s
-    while "gnttab_usage_print_all ]" not in printed:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"xl debug-keys g printed no end: {printed[-400:]}")
-        time.sleep(0.05)
-        printed = _xl("dmesg")
+    console = Console()
+    try:
+        printed = console.press("g", "gnttab_usage_print_all ]", timeout_s)
+    finally:
+        console.close()
     return {"refs": active_refs(printed, number)}
 
 
@@ -112,10 +108,6 @@ def active_refs(printed: str, domain: int) -> list[int]:
     """
     _, head, rest = printed.partition(f"grant-table for remote d{domain} ")
     if not head:
-        raise ValueError(f"what xl debug-keys g says of domain {domain} is lost: boot Xen with a larger conring_size")
+        raise ValueError(f"what debug key g says of domain {domain} is lost: boot Xen with a larger conring_size")
     mine = rest.partition("grant-table for remote d")[0]
     return [int(match[1], 16) for match in _ACTIVE.finditer(mine)]
-
-
-def _xl(*arguments: str) -> str:
-    return subprocess.run(["xl", *arguments], check=True, capture_output=True, text=True, errors="replace").stdout

@@ -56,7 +56,7 @@ class Active(Evidence):
 
 @verb("grants.active")
 def grants_active(context: Context, params: Grants) -> Active:
-    """List a domain's mapped grants as `xl debug-keys g` prints them."""
+    """List a domain's mapped grants as debug key `g` prints them."""
     name = "Domain-0" if params.domain == "dom0" else params.domain
     return Active(**context.call("granttab.active", layer="dom0", domain=name))
 

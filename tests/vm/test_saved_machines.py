@@ -68,8 +68,13 @@ class Cache:
 
 @pytest.fixture
 def cache(bench: Bench) -> Cache:
-    """A store of the test's own. Links do not reach from one disk to another."""
-    assert not Workspace(SilentProgress()).build_profiles([Needed("pc")])
+    """A store of the test's own."""
+    return cache_for(bench, "pc")
+
+
+def cache_for(bench: Bench, machine: str) -> Cache:
+    """A store with what a machine boots. Links do not reach from one disk to another."""
+    assert not Workspace(SilentProgress()).build_profiles([Needed(machine)])
     try:
         return Cache(bench.root / "cache")
     except OSError as error:
@@ -112,6 +117,42 @@ def test_each_run_is_somebody_else(bench: Bench, cache: Cache) -> None:
         assert len({row[told] for row in seen}) == len(seen), seen
     assert len({row[-1] for row in seen}) == len(seen), seen
     assert all(abs(int(row[-2]) - time.time()) < 300 for row in seen), seen
+
+
+#: On each CPU in turn it sleeps a little, and says what the longest took by the guest's own clock.
+_SLEEPER = """\
+import os, time
+longest = 0.0
+for cpu in sorted(os.sched_getaffinity(0)):
+    os.sched_setaffinity(0, {cpu})
+    for _ in range(3):
+        before = time.monotonic()
+        time.sleep(0.2)
+        longest = max(longest, time.monotonic() - before)
+print(longest)
+"""
+_SLEPT = {"as": "slept", "layer": "guest", "argv": ["python3", "-I", "-S", "-c", _SLEEPER], "timeout_s": 60}
+
+
+@pytest.mark.parametrize(
+    ("machine", "memory_mib", "domains"),
+    [
+        ("pseries", 1024, {}),
+        pytest.param("xen-arm64", 2560, {"guest": {"vcpus": 2}}, marks=pytest.mark.skipif(not ALL, reason="all alone")),
+    ],
+)
+def test_a_restored_guest_wakes_up(
+    bench: Bench, machine: str, memory_mib: int, domains: dict[str, dict[str, int]]
+) -> None:
+    """QEMU loses some of the timers that it saves: what sleeps must not sleep on, on any CPU, in no guest."""
+    cache = cache_for(bench, machine)
+    story = bench.scenario(
+        boot={"machine": machine, "memory_mib": memory_mib, "domains": domains},
+        drive=[{"guest.run": _SLEPT}],
+        assertions=["slept.status == 0 && double(slept.stdout) < 5.0"],
+    )
+    run(bench, cache, story).came_to(0, "pass")
+    assert run(bench, cache, story).came_to(0, "pass")["start"] == "warm"
 
 
 def test_a_damaged_state_is_noticed(bench: Bench, cache: Cache) -> None:
