@@ -11,9 +11,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.errors import HostError
 from harness.machine.qmp import Monitor, MonitorLost, MonitorRefused
@@ -22,9 +22,13 @@ from harness.machine.qmp import Monitor, MonitorLost, MonitorRefused
 LIMIT_BYTES = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class TraceEvent:
-    """One event: its name, and the rest of the line as QEMU formatted it."""
+@cache
+def _value(field: str) -> re.Pattern[str]:
+    return re.compile(rf"\b{re.escape(field)}[:=]?\s*(0x[0-9a-fA-F]+|-?\d+)\b")
+
+
+class TraceEvent(NamedTuple):
+    """One event: its name, and the rest of the line as QEMU formatted it. A step may well see half a million."""
 
     name: str
     text: str
@@ -34,7 +38,7 @@ class TraceEvent:
 
         :raises HostError: when the event has no such field: QEMU formats it otherwise than we read it.
         """
-        match = re.search(rf"\b{re.escape(field)}[:=]?\s*(0x[0-9a-fA-F]+|-?\d+)\b", self.text)
+        match = _value(field).search(self.text)
         if match is None:
             raise HostError(f"trace event {self.name} has no field {field}: {self.text}", layer="qemu")
         return int(match.group(1), 0)
@@ -82,7 +86,7 @@ class Recording:
         whole = text[: text.rfind(b"\n") + 1]  # QEMU may be in the middle of a line
         self._position += len(whole)
         matches = map(self._wanted.fullmatch, whole.decode("utf-8", "replace").split("\n"))
-        return [TraceEvent(match.group(1), match.group(2)) for match in matches if match]
+        return [TraceEvent(*match.groups()) for match in matches if match]
 
 
 class Tracer:
