@@ -42,6 +42,7 @@ def recorded(tested: Candidate) -> UnderTest:
         version=tested.version,
         replaced=tested.replaced,
         sources=tuple(str(path.absolute()) for path in override.sources),
+        inexact=tested.inexact,
     )
 
 

@@ -77,6 +77,7 @@ class Candidate:
     :param describe: what git says of the tree; empty where it is none of git's.
     :param version: a module's vermagic, a kernel's release, or a hypervisor's version.
     :param replaced: what it takes the place of.
+    :param inexact: the hunks of its patches that fit only with fuzz, a line for each.
     """
 
     override: Override
@@ -85,6 +86,7 @@ class Candidate:
     describe: str
     version: str
     replaced: str
+    inexact: tuple[str, ...] = ()
 
 
 def parse_overrides(values: Iterable[str], components: Iterable[str]) -> dict[str, Override]:

@@ -140,6 +140,8 @@ def print_under_test(console: Console, scenarios: Sequence[Mapping[str, Any]]) -
             highlight=False,
             soft_wrap=True,
         )
+        for line in item.get("inexact", ()):
+            console.print(f"  [bold yellow]does not fit exactly:[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def verdict_line(scenarios: Sequence[Mapping[str, Any]]) -> str:

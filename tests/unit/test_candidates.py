@@ -32,7 +32,8 @@ class Shelf:
 
     def tested_kernel(self, override: Override, kernel: object, small: Sequence[str]) -> Candidate:
         self.configs = tuple(small)
-        return Candidate(override, override.sources[0], "6" * 64, "", self.release, "Debian's kernel")
+        said = ("fix.patch: mm/x.c, hunk 1 fits only with fuzz 1, at line 9",)
+        return Candidate(override, override.sources[0], "6" * 64, "", self.release, "Debian's kernel", said)
 
     def tested_hypervisor(self, override: Override, name: str, arch: str) -> Candidate:
         return Candidate(override, override.sources[0], "7" * 64, "v1-dirty", "", f"hypervisor {name} of its recipe")
@@ -92,6 +93,7 @@ def test_a_kernel_of_another_release_has_its_modules_built_in(tmp_path: Path) ->
     assert found.built_in and not candidates(Shelf(), ["kernel"], tmp_path).built_in
     assert found.kernel_image == tmp_path / "x.ko"
     assert found.kernel_sha256 == {"kernel_sha256": "6" * 64}
+    assert [len(recorded(item).inexact) for item in found.all] == [1]
     assert candidates(Shelf(), ["kernel"], tmp_path).segment == Path("segment")
     assert candidates(Shelf(), [], tmp_path).kernel_image == Path("vmlinux")
 
