@@ -16,7 +16,7 @@ _NAME = "under-test.patch"
 _FILE = re.compile(r"^(?:patching|checking) file '?(?P<file>[^']+?)'?$")
 _HUNK = re.compile(r"^Hunk #(?P<hunk>\d+) (?:FAILED|NOT MERGED) at (?P<line>\d+)")
 _FUZZ = re.compile(
-    r"^Hunk #(?P<hunk>\d+) succeeded at (?P<line>\d+) with fuzz (?P<fuzz>\d+)(?: \(offset (?P<offset>-?\d+) lines?\))?"
+    r"^Hunk #(?P<hunk>\d+) succeeded at (?P<line>\d+) with fuzz (?P<fuzz>\d+)(?: \(offset (?P<offset>-?\d+ lines?)\))?"
 )
 _NO_FILE = re.compile(r"^[|+-]{1,4} ?(?:\+\+\+|---) (?:[ab]/)?(?P<file>\S+)")
 
@@ -71,7 +71,7 @@ def fuzzy(lines: Sequence[str]) -> list[str]:
         if match := _FILE.match(line):
             file = match["file"]
         elif match := _FUZZ.match(line):
-            moved = f", {match['offset']} lines from where it should be" if match["offset"] else ""
+            moved = f", {match['offset']} from where it should be" if match["offset"] else ""
             fuzz = f"fits only with fuzz {match['fuzz']}, at line {match['line']}{moved}"
             told.append(f"{file}, hunk {match['hunk']} {fuzz}")
     return told

@@ -142,7 +142,7 @@ def test_a_patch_that_fits_only_with_fuzz_is_told_of(tmp_path: Path) -> None:
     assert told == ("/elsewhere/0.patch: mm/x.c, hunk 1 fits only with fuzz 1, at line 9",)
     _, told = applied(tmp_path, "new\n" + other.replace("line 10\n", "line ten\n"), CHANGE)
     assert told == (
-        "/elsewhere/0.patch: mm/x.c, hunk 1 fits only with fuzz 2, at line 10, 1 lines from where it should be",
+        "/elsewhere/0.patch: mm/x.c, hunk 1 fits only with fuzz 2, at line 10, 1 line from where it should be",
     )
 
 
