@@ -108,6 +108,13 @@ def test_how_to_see_a_failure_once_more() -> None:
     assert list(summary.ways_back(failed)) == ["again"], "nothing was booted"
 
 
+def test_what_no_command_repeats_is_not_said_to_be_repeated() -> None:
+    """``harness mutate kernel`` has a small kernel without any patch for good code."""
+    failed = result(Verdict.FAIL, versions={"kernel": "6.12"})
+    failed["under_test"] = [{"component": "kernel", "source": "", "sources": []}]
+    assert list(summary.ways_back(failed)) == ["its machine", "its machine without the harness"]
+
+
 def test_what_was_tested_is_told_with_what_did_not_fit_exactly() -> None:
     line = "/src/[a].patch: mm/x.c, hunk 1 fits only with fuzz 2, at line 9"
     tested = UnderTest("kernel", "patches", "/src/[a].patch", "", "5" * 64, "", "6.12", "Debian's", inexact=(line,))
