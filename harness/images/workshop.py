@@ -32,10 +32,11 @@ _HEADERS_FORMAT = 1
 _SOURCE_FORMAT = 1
 _MODULE_FORMAT = 1
 _HYPERVISOR_FORMAT = 1
-_KERNEL_FORMAT = 1
+_KERNEL_FORMAT = 2
 _PATCHING_FORMAT = 1
 
 KO = "module.ko"
+BUILTIN = "builtin"
 _LIST_S = 60.0
 
 
@@ -156,6 +157,7 @@ class Workshop:
                 self._progress.phase(f"building a kernel for {kernel.arch}")
                 made = small_kernel.build(toolchain, place, configs, format_, deadline)
                 shutil.copyfile(made, directory / IMAGE)
+                facts[BUILTIN] = small_kernel.builtin(place)
             if format_ != "Image":
                 strip: list[str | Path] = [f"{toolchain.prefix}strip", "--strip-debug", BUILD / IMAGE]
                 toolchain.run(strip, directory, deadline)

@@ -16,7 +16,7 @@ from harness.images.incremental import build_directory, digests, every_file, nee
 from harness.images.kernel_source import unpack_headers
 from harness.images.patches import apply, inexact_hunks, refusal
 from harness.images.recipe import Recipes, ToolchainRecipe
-from harness.images.small_kernel import lost_lines
+from harness.images.small_kernel import builtin, lost_lines
 from harness.images.toolchain import BUILD, build_failed, make_root
 
 
@@ -170,6 +170,11 @@ def test_lines_that_did_not_take() -> None:
     assert lost_lines(good, config) == []
     bad = ["CONFIG_NUMA=y", "# CONFIG_SMP is not set", "CONFIG_NR_CPUS=4"]
     assert lost_lines(bad, config) == bad
+
+
+def test_what_a_small_kernel_has_built_in(tmp_path: Path) -> None:
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/x/virtio-rng.ko\nkernel/drivers/xen/xen-evtchn.ko\n")
+    assert builtin(tmp_path) == "virtio_rng xen_evtchn"
 
 
 # -- roots ----------------------------------------------------------------------------------------------------
