@@ -49,7 +49,7 @@ def _described(workspace: Workspace, name: str) -> tuple[str, str]:
     """Where a component comes from, and what can take its place."""
     if name == KERNEL:
         small = sorted(machine for machine, profile in workspace.profiles.items() if profile.small_kernel)
-        return "Debian's kernel", f"image; on {' and '.join(small)} patch, tree"
+        return "Debian's kernel", f"image; on {', '.join(small)} also patch, tree"
     if name == XEN:
         return "Debian's Xen, or built from its source", "binary, patch, tree"
     recipe = workspace.recipes.module(name)

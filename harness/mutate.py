@@ -66,9 +66,14 @@ class Mutant:
     seconds: float = 0.0
     results: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def inexact(self) -> list[str]:
+        """The hunks of its patch that fit only with fuzz: it may break another place than it says."""
+        return list(dict.fromkeys(line for item in self.results for it in item["under_test"] for line in it["inexact"]))
+
     def to_json(self) -> dict[str, Any]:
         """A plain object."""
-        return {name: getattr(self, name) for name in ("name", "summary", "by", "why", "results")} | {
+        return {name: getattr(self, name) for name in ("name", "summary", "by", "why", "inexact", "results")} | {
             "fate": str(self.fate),
             "seconds": round(self.seconds, 1),
         }
@@ -286,6 +291,8 @@ def print_mutants(console: Console, mutants: Sequence[Mutant]) -> None:
     for item in mutants:
         if item.fate is Fate.SURVIVED:
             console.print(f"survived: {item.name}: {item.summary}", markup=False, highlight=False, soft_wrap=True)
+        for line in item.inexact:
+            console.print(f"[yellow]does not fit exactly:[/] {escape(line)}", highlight=False, soft_wrap=True)
     counts = [(fate, sum(item.fate is fate for item in mutants)) for fate in Fate]
     told = ", ".join(f"{count} {fate}" for fate, count in counts if count)
     times = sorted(item.seconds for item in mutants if item.results)

@@ -214,6 +214,7 @@ class ScenarioItem(pytest.Item):
             self.user_properties.append((name, value))
         for tested in result.under_test:
             self.user_properties.append((f"under test {tested.component}", tested.sha256))
+            self.user_properties += [(f"does not fit exactly: {tested.component}", line) for line in tested.inexact]
         self.user_properties.append(("accelerator", result.accel.get("used", "none")))
         self.user_properties.append(("results", str(result.results)))
         if result.verdict is Verdict.ERROR:

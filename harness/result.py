@@ -111,6 +111,7 @@ class UnderTest:
     :param describe: what ``git describe`` says of the tree; empty where it is none of git's.
     :param version: a module's vermagic, a kernel's release, or a hypervisor's version.
     :param replaced: what it took the place of.
+    :param inexact: the hunks of its patches that fitted only with fuzz, a line for each.
     """
 
     component: str
@@ -122,6 +123,7 @@ class UnderTest:
     version: str
     replaced: str
     sources: tuple[str, ...] = ()
+    inexact: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -173,7 +173,17 @@ class Testbed:
         )
         for name, wishes in boot.domains.items():
             self._add_domain(self._machine, name, wishes)
+        self._check_later()
         write_repro(self.results / "repro.sh", self._machine, self._candidates[0].late_files)
+
+    def _check_later(self) -> None:
+        """A built-in driver meets its device at boot, not when a step says so: nobody is there yet to answer it."""
+        for item in self.scenario.load:
+            candidates = self._candidates_of(item.layer)
+            if item.later and candidates.built_in:
+                raise Unsupported(
+                    f"module {item.module} cannot be loaded later: it is built into kernel {candidates.release}"
+                )
 
     def await_room(self, on_wait: Callable[[], None]) -> None:
         """Wait until this host has room for one more machine.

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.deadline import Deadline
-from harness.errors import HostError
+from harness.errors import HostError, Unsupported
 from harness.images import Images, Kernel
 from harness.images.modules import DIRECTORY, build_id, module_name
 from harness.images.under_test import KERNEL, XEN, Candidate, Override
@@ -42,6 +42,7 @@ def recorded(tested: Candidate) -> UnderTest:
         version=tested.version,
         replaced=tested.replaced,
         sources=tuple(str(path.absolute()) for path in override.sources),
+        inexact=tested.inexact,
     )
 
 
@@ -108,11 +109,26 @@ class Candidates:
 
     @cached_property
     def segment(self) -> Path:
-        """The initramfs segment with the modules. One that can come late is not in it: the machine is the usual one."""
+        """The initramfs segment with the modules. One that can come late is not in it: the machine is the usual one.
+
+        :raises Unsupported: a small kernel does not have one of them.
+        """
         if self.built_in:
+            self._check_built_in()
             return self.images.builtin_segment(self.kernel, self.early, self.wanted, self.release)
         there = {name: tested for name, tested in self._modules.items() if name not in self._late}
         return self.images.segment(self.kernel, self.early, self.wanted, there)
+
+    def _check_built_in(self) -> None:
+        known = self._tested_kernel.builtin if self._tested_kernel else None
+        lacking = (
+            [] if known is None else [name for name in (*self.early, *self.wanted) if module_name(name) not in known]
+        )
+        if lacking:
+            raise Unsupported(
+                f"kernel {self.release}, which is under test, does not have {', '.join(lacking)} built in",
+                hint="see small_kernel in the machine's profile; a module of that name is tested with Debian's kernel",
+            )
 
     def bring(self, machine: Machine, module: str, deadline: Deadline) -> None:
         """Put a module under test into a booted guest, when it is not there yet."""

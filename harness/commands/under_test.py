@@ -109,6 +109,7 @@ def bisect(
     rows = [item for item in load_scenarios(console, workspace, [scenario]) if keyword is None or keyword in item.id]
     tried: list[search.Tried] = []
     first_bad = None
+    built = component or ""
     try:
         if len(rows) != 1:
             names = ", ".join(item.id for item in rows) or "none"
@@ -130,6 +131,6 @@ def bisect(
             first_bad = bisection.run(good, bad)
     finally:
         if json_file is not None:
-            write_json(json_file.absolute(), search.summary_json(component or "", first_bad, tried))
+            write_json(json_file.absolute(), search.summary_json(built, first_bad, tried))
     search.print_outcome(console, first_bad, tried)
     raise typer.Exit(summary.PASSED if first_bad else summary.FAILED)

@@ -28,6 +28,7 @@ from harness.images.kernel import (
 )
 from harness.images.mirror import mirror
 from harness.images.modules import Modules, builtin_tree, depends, module_name, segment
+from harness.images.patches import inexact_hunks
 from harness.images.recipe import Recipes, RootfsRecipe, kernel_inputs, rootfs_inputs
 from harness.images.rootfs import finish, root_tree
 from harness.images.store import Built, Entry, Store
@@ -40,7 +41,8 @@ from harness.images.under_test import (
     kernel_release,
     vermagic_of,
 )
-from harness.images.workshop import KO, Workshop
+from harness.images.workshop import BUILTIN, KO, Workshop
+from harness.images.xen_version import xen_version
 from harness.progress import Progress
 
 # Counted up when what is built from the same inputs changes, so that stores forget what older builders made.
@@ -142,10 +144,9 @@ class Images:
             check_module(override.option, override.source, override.contents[0], kernel.arch, kernel.release)
         entry = self._given(override, kernel.arch) or self._workshop.module(name, kernel, override)
         file = _GIVEN if override.kind == "file" else KO
-        path = entry.path(file)
         stock = f"module {name} of Debian's kernel {kernel.version}"
         replaced = f"module {name} as its recipe builds it" if self._is_built(name) else stock
-        return self._tested(override, path, entry.files[file].sha256, vermagic_of(path.read_bytes()), replaced)
+        return self._tested(override, entry, file, vermagic_of(entry.path(file).read_bytes()), replaced)
 
     def tested_kernel(self, override: Override, kernel: Kernel, small: Sequence[str] = ()) -> Candidate:
         """A kernel under test; what is built is a small one. Raises as :meth:`tested_module`.
@@ -160,9 +161,8 @@ class Images:
             check_arch(override.option, override.source, override.contents[0], kernel.arch)
         entry = self._given(override, kernel.arch) or self._workshop.kernel(kernel, override, small)
         file = _GIVEN if override.kind == "file" else IMAGE
-        path = entry.path(file)
         replaced = f"Debian's kernel {kernel.version}"
-        return self._tested(override, path, entry.files[file].sha256, kernel_release(path.read_bytes()), replaced)
+        return self._tested(override, entry, file, kernel_release(entry.path(file).read_bytes()), replaced)
 
     def tested_hypervisor(self, override: Override, name: str, arch: Arch) -> Candidate:
         """A hypervisor under test, in the place of a recipe's; raises as :meth:`tested_module`."""
@@ -171,11 +171,11 @@ class Images:
     def _tested_hypervisor(self, override: Override, name: str, arch: Arch) -> Candidate:
         entry = self._given(override, arch) or self._workshop.hypervisor(name, arch, override)
         file = _GIVEN if override.kind == "file" else XEN
-        path = entry.path(file)
+        content = entry.path(file).read_bytes()
         if override.kind == "file":
-            check_arch(override.option, override.source, path.read_bytes(), arch)
-        version = entry.facts.get("version", "")
-        return self._tested(override, path, entry.files[file].sha256, version, f"hypervisor {name} of its recipe")
+            check_arch(override.option, override.source, content, arch)
+        version = xen_version(content, entry.facts.get("version", ""))
+        return self._tested(override, entry, file, version, f"hypervisor {name} of its recipe")
 
     def _once(self, override: Override, what: tuple[str, ...], make: Callable[[], Candidate]) -> Candidate:
         """What came of an option is the same all session long: a tree is read once, whoever writes to it meanwhile."""
@@ -185,10 +185,19 @@ class Images:
             self._kept.append(override)  # or another might get its id
         return self._found[key]
 
-    def _tested(self, override: Override, path: Path, sha256: str, version: str, replaced: str) -> Candidate:
+    def _tested(self, override: Override, entry: Entry, file: str, version: str, replaced: str) -> Candidate:
         tree = override.sources[0] if override.kind == "tree" else None
         describe = described(tree, Deadline.after(30, "git to describe a tree")) if tree else ""
-        return Candidate(override, path, sha256, describe, version, replaced)
+        return Candidate(
+            override,
+            entry.path(file),
+            entry.files[file].sha256,
+            describe,
+            version,
+            replaced,
+            inexact_hunks(entry.facts, override.sources),
+            frozenset(entry.facts[BUILTIN].split()) if BUILTIN in entry.facts else None,
+        )
 
     def _given(self, override: Override, arch: Arch) -> Entry | None:
         """A built file of the user's, as it was read, without its compression; None where something must be built."""

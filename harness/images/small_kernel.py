@@ -10,6 +10,7 @@ from harness.deadline import Deadline
 from harness.errors import BuildFailed
 from harness.images.arch import ABIS
 from harness.images.incremental import needs_configuring
+from harness.images.modules import BUILTIN, module_name
 from harness.images.toolchain import BUILD, Toolchain
 
 _SET = re.compile(r"^(CONFIG_\w+=.*|# CONFIG_\w+ is not set)$", re.MULTILINE)
@@ -46,6 +47,11 @@ def build(toolchain: Toolchain, source: Path, configs: Sequence[str], format_: s
     target, path = _TARGETS[format_]
     toolchain.make([*arguments, target], source, deadline, what="the kernel")
     return source / path.format(arch=arch)
+
+
+def builtin(source: Path) -> str:
+    """The modules that a kernel which was compiled there has built in, their names with spaces between them."""
+    return " ".join(sorted(map(module_name, (source / BUILTIN).read_text().split())))
 
 
 def lost_lines(wanted: Sequence[str], config: str) -> list[str]:

@@ -77,6 +77,8 @@ class Candidate:
     :param describe: what git says of the tree; empty where it is none of git's.
     :param version: a module's vermagic, a kernel's release, or a hypervisor's version.
     :param replaced: what it takes the place of.
+    :param inexact: the hunks of its patches that fit only with fuzz, a line for each.
+    :param builtin: the modules that a small kernel has built in; None for everything else, which does not say.
     """
 
     override: Override
@@ -85,6 +87,8 @@ class Candidate:
     describe: str
     version: str
     replaced: str
+    inexact: tuple[str, ...] = ()
+    builtin: frozenset[str] | None = None
 
 
 def parse_overrides(values: Iterable[str], components: Iterable[str]) -> dict[str, Override]:

@@ -32,9 +32,11 @@ _HEADERS_FORMAT = 1
 _SOURCE_FORMAT = 1
 _MODULE_FORMAT = 1
 _HYPERVISOR_FORMAT = 1
-_KERNEL_FORMAT = 1
+_KERNEL_FORMAT = 2
+_PATCHING_FORMAT = 1
 
 KO = "module.ko"
+BUILTIN = "builtin"
 _LIST_S = 60.0
 
 
@@ -141,11 +143,12 @@ class Workshop:
 
         def build(directory: Path, deadline: Deadline) -> Built:
             toolchain, tools = self.toolchain(how.toolchain, kernel.arch)
-            files, packages = dict(own), list(tools.packages)
+            files, packages, facts = dict(own), list(tools.packages), dict[str, str]()
             if not own:
                 source = self._kernel_tree(kernel, how)
                 packages += source.packages
-                files = self._patched(toolchain, source.tree, override, f"Linux {kernel.version}", directory, deadline)
+                what = f"Linux {kernel.version}"
+                files, facts = self._patched(toolchain, source.tree, override, what, directory, deadline)
             with self._build_directory(
                 "kernel", kernel.arch, override, tools, [*configs, kernel.version, format_], deadline
             ) as place:
@@ -154,10 +157,11 @@ class Workshop:
                 self._progress.phase(f"building a kernel for {kernel.arch}")
                 made = small_kernel.build(toolchain, place, configs, format_, deadline)
                 shutil.copyfile(made, directory / IMAGE)
+                facts[BUILTIN] = small_kernel.builtin(place)
             if format_ != "Image":
                 strip: list[str | Path] = [f"{toolchain.prefix}strip", "--strip-debug", BUILD / IMAGE]
                 toolchain.run(strip, directory, deadline)
-            return Built({IMAGE: directory / IMAGE}, packages)
+            return Built({IMAGE: directory / IMAGE}, packages, facts)
 
         return self._store.get_or_build(
             "small-kernel", kernel.name, kernel.arch, inputs, build, self._progress, need=[IMAGE]
@@ -219,7 +223,7 @@ class Workshop:
         toolchain, tools = self.toolchain(recipe.toolchain, kernel.arch)
         build = directory / "build"
         place = build / recipe.directory
-        apply(toolchain, patches, build, ", ".join(recipe.paths), deadline)
+        facts = apply(toolchain, patches, build, ", ".join(recipe.paths), deadline)
         (place / "Kbuild").write_text(recipe.kbuild)
         self._progress.phase(f"building module {name} for {kernel.release}")
         toolchain.make(
@@ -238,7 +242,9 @@ class Workshop:
         # Nothing in a guest reads debugging information, and it is nine tenths of the file.
         strip: list[str | Path] = [f"{toolchain.prefix}strip", "--strip-debug", BUILD / made[0].relative_to(build)]
         toolchain.run(strip, build, deadline)
-        return Built({KO: made[0]}, [*tools.packages, *headers.packages, *packages], {"release": kernel.release})
+        return Built(
+            {KO: made[0]}, [*tools.packages, *headers.packages, *packages], {"release": kernel.release} | facts
+        )
 
     def _headers(self, kernel: Kernel) -> Entry:
         """What modules for a kernel are built against, as a tree that goes to ``/usr/src``."""
@@ -292,13 +298,14 @@ class Workshop:
     ) -> Built:
         recipe = self._recipes.hypervisor(name)
         toolchain, tools = self.toolchain(recipe.toolchain, arch)
-        files, packages, version = dict(own), list(tools.packages), ""
+        files, packages, facts = dict(own), list(tools.packages), {"version": ""}
         if not own:
             source = self._hypervisor_source(recipe, toolchain)
             packages += source.packages
-            version = source.facts["version"]
-            what = f"the source of {recipe.package} {version}"
-            files = self._patched(toolchain, source.tree, override, what, directory, deadline)
+            facts["version"] = source.facts["version"]
+            what = f"the source of {recipe.package} {facts['version']}"
+            files, more = self._patched(toolchain, source.tree, override, what, directory, deadline)
+            facts |= more
         kind = [name, str(inputs["target"])]
         with self._build_directory(recipe.package, arch, override, tools, kind, deadline) as build:
             synchronise(files, build)
@@ -306,7 +313,7 @@ class Workshop:
             self._progress.phase(f"building hypervisor {name} for {arch}")
             made = hypervisor.build(toolchain, build, recipe.target(arch, name).options, ABIS[arch].xen, name, deadline)
             shutil.copyfile(made, directory / XEN)
-        return Built({XEN: directory / XEN}, packages, {"version": version})
+        return Built({XEN: directory / XEN}, packages, facts)
 
     def _patched(
         self,
@@ -316,11 +323,11 @@ class Workshop:
         what: str,
         directory: Path,
         deadline: Deadline,
-    ) -> dict[str, Path]:
-        """The files of a stored source, patches of the user's applied."""
+    ) -> tuple[dict[str, Path], dict[str, str]]:
+        """The files of a stored source, patches of the user's applied; and what is to be known of these."""
         files = every_file(tree, deadline)
         if override is None:
-            return files
+            return files, {}
         # Only what the patches change is copied: the source of a kernel is large.
         copies = directory / "patched"
         touched = [path for path in files if any(path.encode() in content for content in override.contents)]
@@ -329,9 +336,9 @@ class Workshop:
             shutil.copyfile(files[path], copies / path, follow_symlinks=False)
             shutil.copymode(files[path], copies / path, follow_symlinks=False)
         copies.mkdir(exist_ok=True)
-        apply(toolchain, override.patches, copies, what, deadline)
+        facts = apply(toolchain, override.patches, copies, what, deadline)
         left = {path: file for path, file in files.items() if path not in set(touched)}
-        return left | every_file(copies, deadline)
+        return left | every_file(copies, deadline), facts
 
     def _build_directory(
         self, what: str, arch: Arch, override: Override | None, tools: Entry, kind: Sequence[str], deadline: Deadline
@@ -379,7 +386,10 @@ def _override_inputs(override: Override | None, own: Mapping[str, Path]) -> dict
         return {}
     if override.kind == "tree":
         return {"tree": whole_hash(digests(own))}
-    return {"patches": [hashlib.sha256(content).hexdigest() for content in override.contents]}
+    return {
+        "patching": _PATCHING_FORMAT,
+        "patches": [hashlib.sha256(content).hexdigest() for content in override.contents],
+    }
 
 
 def _check_unchanged(own: Mapping[str, Path], build: Path, inputs: Mapping[str, Any]) -> None:

@@ -71,6 +71,7 @@ class ReadUnderTest(_Read):
     source: str = ""
     sources: list[str] = []
     source_sha256: str = ""
+    inexact: list[str] = []
 
 
 class ReadScenario(_Read):

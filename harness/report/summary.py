@@ -121,7 +121,11 @@ def ways_back(scenario: Mapping[str, Any]) -> dict[str, str]:
         "its machine": f"harness shell --from {shlex.quote(str(results))}",
         "its machine without the harness": shlex.quote(str(results / "repro.sh")),
     }
-    return ways if scenario["versions"] else {"again": ways["again"]}  # nothing was booted
+    if any(not item["source"] for item in scenario["under_test"]):
+        del ways["again"]  # a mutation run's good kernel: no option of "harness run" means it
+    if not scenario["versions"]:  # nothing was booted
+        return {what: how for what, how in ways.items() if what == "again"}
+    return ways
 
 
 def _options(tested: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -140,6 +144,8 @@ def print_under_test(console: Console, scenarios: Sequence[Mapping[str, Any]]) -
             highlight=False,
             soft_wrap=True,
         )
+        for line in item.get("inexact", ()):
+            console.print(f"  [bold yellow]does not fit exactly:[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def verdict_line(scenarios: Sequence[Mapping[str, Any]]) -> str:

@@ -21,8 +21,11 @@ RELEASE = "6.12.107+deb13-amd64"
 class Shelf:
     """Stands for the images."""
 
-    def __init__(self, release: str = RELEASE, *, can_come_late: bool = True) -> None:
+    def __init__(
+        self, release: str = RELEASE, *, can_come_late: bool = True, builtin: frozenset[str] | None = None
+    ) -> None:
         self.release = release
+        self.builtin = builtin
         self.late = can_come_late
         self.configs: tuple[str, ...] = ()
         self.segments: list[tuple[str, Mapping[str, Candidate]]] = []
@@ -32,7 +35,10 @@ class Shelf:
 
     def tested_kernel(self, override: Override, kernel: object, small: Sequence[str]) -> Candidate:
         self.configs = tuple(small)
-        return Candidate(override, override.sources[0], "6" * 64, "", self.release, "Debian's kernel")
+        said = ("fix.patch: mm/x.c, hunk 1 fits only with fuzz 1, at line 9",)
+        return Candidate(
+            override, override.sources[0], "6" * 64, "", self.release, "Debian's kernel", said, self.builtin
+        )
 
     def tested_hypervisor(self, override: Override, name: str, arch: str) -> Candidate:
         return Candidate(override, override.sources[0], "7" * 64, "v1-dirty", "", f"hypervisor {name} of its recipe")
@@ -92,6 +98,7 @@ def test_a_kernel_of_another_release_has_its_modules_built_in(tmp_path: Path) ->
     assert found.built_in and not candidates(Shelf(), ["kernel"], tmp_path).built_in
     assert found.kernel_image == tmp_path / "x.ko"
     assert found.kernel_sha256 == {"kernel_sha256": "6" * 64}
+    assert [len(recorded(item).inexact) for item in found.all] == [1]
     assert candidates(Shelf(), ["kernel"], tmp_path).segment == Path("segment")
     assert candidates(Shelf(), [], tmp_path).kernel_image == Path("vmlinux")
 
@@ -127,3 +134,29 @@ def test_what_is_built_in_cannot_be_unloaded(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="cannot be unloaded: it is built into kernel"):
         bed.unload_module("guest", "x", deadline)
     assert asked == ["modules.unload"]
+
+
+def test_a_small_kernel_that_lacks_a_module_is_not_booted(tmp_path: Path) -> None:
+    """The scenario would fail for want of its driver, and the code under test be blamed."""
+    whole = Shelf("6.12.1-small", builtin=frozenset({"virtio_net", "x"}))
+    assert candidates(whole, ["kernel"], tmp_path).segment == Path("builtin-6.12.1-small")
+    for there in ({"virtio_net"}, {"x"}):
+        found = candidates(Shelf("6.12.1-small", builtin=frozenset(there)), ["kernel"], tmp_path)
+        (lacking,) = {"virtio_net", "x"} - there
+        with pytest.raises(Unsupported, match=f"kernel 6.12.1-small.* does not have {lacking} built in"):
+            _ = found.segment
+    # an image of the user's does not say what it has
+    assert candidates(Shelf("6.12.1-mine"), ["kernel"], tmp_path).segment == Path("builtin-6.12.1-mine")
+
+
+def test_what_is_built_in_cannot_be_loaded_later(tmp_path: Path) -> None:
+    bed = object.__new__(Testbed)
+    bed.domains = {"guest": None}  # type: ignore[dict-item]
+    load = [SimpleNamespace(layer=layer, module=layer, later=layer == "guest") for layer in ("dom0", "guest")]
+    bed.scenario = SimpleNamespace(load=load)  # type: ignore[assignment]
+    small = candidates(Shelf("6.12.1-small"), ["kernel"], tmp_path)
+    bed._candidates = [small, candidates(Shelf(), ["kernel"], tmp_path)]
+    bed._check_later()
+    bed._candidates = [small, small]
+    with pytest.raises(Unsupported, match="module guest cannot be loaded later: it is built in"):
+        bed._check_later()

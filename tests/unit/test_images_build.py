@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.deadline import Deadline
 from harness.errors import BuildFailed, HostError
+from harness.images import tools
 from harness.images.hypervisor import lost_options
 from harness.images.incremental import build_directory, digests, every_file, needs_configuring, synchronise, whole_hash
 from harness.images.kernel_source import unpack_headers
-from harness.images.patches import refusal
+from harness.images.patches import apply, inexact_hunks, refusal
 from harness.images.recipe import Recipes, ToolchainRecipe
-from harness.images.small_kernel import lost_lines
-from harness.images.toolchain import build_failed, make_root
+from harness.images.small_kernel import builtin, lost_lines
+from harness.images.toolchain import BUILD, build_failed, make_root
 
 
 def soon() -> Deadline:
@@ -90,6 +93,71 @@ def test_a_refused_patch_says_where(lines: list[str], message: str) -> None:
     assert refusal(lines) == message
 
 
+# -- patches, by the host's own ``patch`` -----------------------------------------------------------------------
+
+SOURCE = "".join(f"line {number}\n" for number in range(1, 31))
+CHANGE = """--- a/mm/x.c
++++ b/mm/x.c
+@@ -9,7 +9,7 @@
+ line 9
+ line 10
+ line 11
+-line 12
++line twelve
+ line 13
+ line 14
+ line 15
+"""
+
+
+class HostTools:
+    """Stands for a toolchain: runs programs of the host's, in the build directory."""
+
+    def run(self, argv: Sequence[str], build: Path, deadline: Deadline, *, on_line: Callable[[str], None]) -> str:
+        plain = [str(item).replace(str(BUILD), str(build)) for item in argv]
+        return tools.run([*plain, "-d", str(build)], hint="", deadline=deadline, on_line=on_line, merge=True)
+
+
+def applied(tmp_path: Path, source: str, *patches: str) -> tuple[str, tuple[str, ...]]:
+    """What a file is with patches applied, and what is told of them."""
+    (tmp_path / "mm").mkdir(exist_ok=True)
+    (tmp_path / "mm/x.c").write_text(source)
+    named = [(Path(f"{number}.patch"), patch.encode()) for number, patch in enumerate(patches)]
+    toolchain: Any = HostTools()
+    facts = apply(toolchain, named, tmp_path, "Linux 6", soon())
+    # found in the store by somebody who has the same patches elsewhere
+    return (tmp_path / "mm/x.c").read_text(), inexact_hunks(facts, [Path("/elsewhere") / name for name, _ in named])
+
+
+def test_a_patch_that_fits_is_not_talked_about(tmp_path: Path) -> None:
+    assert applied(tmp_path, SOURCE, CHANGE) == (SOURCE.replace("line 12\n", "line twelve\n"), ())
+    moved = "new\n" * 5 + SOURCE
+    assert applied(tmp_path, moved, CHANGE) == (moved.replace("line 12\n", "line twelve\n"), ())
+
+
+def test_a_patch_that_fits_only_with_fuzz_is_told_of(tmp_path: Path) -> None:
+    other = SOURCE.replace("line 9\n", "line nine\n")
+    text, told = applied(tmp_path, other, CHANGE)
+    assert "line twelve" in text
+    assert told == ("/elsewhere/0.patch: mm/x.c, hunk 1 fits only with fuzz 1, at line 9",)
+    _, told = applied(tmp_path, "new\n" + other.replace("line 10\n", "line ten\n"), CHANGE)
+    assert told == (
+        "/elsewhere/0.patch: mm/x.c, hunk 1 fits only with fuzz 2, at line 10, 1 line from where it should be",
+    )
+
+
+def test_which_of_several_patches_it_is(tmp_path: Path) -> None:
+    second = CHANGE.replace("line 12", "line twelve").replace("+line twelve", "+line XII")
+    text, told = applied(tmp_path, SOURCE, CHANGE, second.replace("line 15", "line fifteen"))
+    assert "line XII" in text
+    assert [line.split(":")[0] for line in told] == ["/elsewhere/1.patch"]
+
+
+def test_no_fuzz_makes_a_patch_fit_what_it_is_not_for(tmp_path: Path) -> None:
+    with pytest.raises(BuildFailed, match=r"0.patch does not apply: mm/x.c, hunk 1 at line 9"):
+        applied(tmp_path, SOURCE.replace("line 12\n", "line XII\n"), CHANGE)
+
+
 def test_options_that_did_not_take() -> None:
     config = "CONFIG_EXPERT=y\n# CONFIG_DEBUG is not set\nCONFIG_NR_CPUS=16\n"
     assert lost_options({"EXPERT": "y", "DEBUG": "n", "NR_CPUS": "16", "GONE": "n"}, config) == []
@@ -102,6 +170,11 @@ def test_lines_that_did_not_take() -> None:
     assert lost_lines(good, config) == []
     bad = ["CONFIG_NUMA=y", "# CONFIG_SMP is not set", "CONFIG_NR_CPUS=4"]
     assert lost_lines(bad, config) == bad
+
+
+def test_what_a_small_kernel_has_built_in(tmp_path: Path) -> None:
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/x/virtio-rng.ko\nkernel/drivers/xen/xen-evtchn.ko\n")
+    assert builtin(tmp_path) == "virtio_rng xen_evtchn"
 
 
 # -- roots ----------------------------------------------------------------------------------------------------

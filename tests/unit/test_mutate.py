@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from harness.errors import BuildFailed, HarnessError, UsageError
 from harness.images.under_test import Override, parse_overrides
-from harness.mutate import Fate, Gauntlet, Mutant, read_mutants, score
+from harness.mutate import Fate, Gauntlet, Mutant, print_mutants, read_mutants, score
 from harness.report.progress import Silent
 from harness.result import FailedAssertion, ScenarioResult, Verdict
 from harness.runner import Settings
@@ -178,8 +181,19 @@ def test_a_mutant_as_json() -> None:
         "by": "balloon/resize[pc]",
         "why": "up.actual == 1",
         "seconds": 12.3,
+        "inexact": [],
         "results": [],
     }
+
+
+def test_a_mutant_that_does_not_fit_exactly_is_told_of_once() -> None:
+    line = "m/off.patch: mm/x.c, hunk 1 fits only with fuzz 2, at line 9"
+    results: list[dict[str, Any]] = [{"under_test": [{"component": "x", "inexact": [line]}]}] * 2
+    out = io.StringIO()
+    mutant = Mutant("off", "Counts wrong.", Fate.KILLED, "x", "a == 1", 1.0, results)
+    print_mutants(Console(file=out, width=40), [mutant])
+    assert out.getvalue().count(f"does not fit exactly: {line}\n") == 1
+    assert mutant.to_json()["inexact"] == [line]
 
 
 def test_good_code_of_a_kernel_is_a_small_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

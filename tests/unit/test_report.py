@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from harness.report import summary
-from harness.result import Crash, FailedAssertion, ScenarioResult, Verdict
+from harness.result import Crash, FailedAssertion, ScenarioResult, UnderTest, Verdict
 
 
 def result(verdict: Verdict, **changes: Any) -> dict[str, Any]:
@@ -106,6 +106,21 @@ def test_how_to_see_a_failure_once_more() -> None:
     assert shlex.split(ways["its machine without the harness"]) == ["/results/balloon-resize[pc]/repro.sh"]
     failed["versions"] = {}
     assert list(summary.ways_back(failed)) == ["again"], "nothing was booted"
+
+
+def test_what_no_command_repeats_is_not_said_to_be_repeated() -> None:
+    """``harness mutate kernel`` has a small kernel without any patch for good code."""
+    failed = result(Verdict.FAIL, versions={"kernel": "6.12"})
+    failed["under_test"] = [{"component": "kernel", "source": "", "sources": []}]
+    assert list(summary.ways_back(failed)) == ["its machine", "its machine without the harness"]
+
+
+def test_what_was_tested_is_told_with_what_did_not_fit_exactly() -> None:
+    line = "/src/[a].patch: mm/x.c, hunk 1 fits only with fuzz 2, at line 9"
+    tested = UnderTest("kernel", "patches", "/src/[a].patch", "", "5" * 64, "", "6.12", "Debian's", inexact=(line,))
+    out = io.StringIO()
+    summary.print_under_test(Console(file=out, width=40), [result(Verdict.PASS, under_test=[tested])] * 2)
+    assert out.getvalue().count(f"  does not fit exactly: {line}\n") == 1
 
 
 def test_counts() -> None:

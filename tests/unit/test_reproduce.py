@@ -114,6 +114,11 @@ def test_what_the_store_has_lost_is_built_again_of_the_same_patches_in_order(pas
     assert list(wanted.overrides["virtio_balloon"].sources) == patches
 
 
+def test_the_good_kernel_of_a_mutation_run_is_built_again(past: Past) -> None:
+    wanted = read_earlier(past.workspace, past.write(swapped(component="kernel")))
+    assert (wanted.overrides["kernel"].kind, wanted.overrides["kernel"].sources) == ("patches", ())
+
+
 def test_what_is_damaged_in_the_store_is_not_taken(past: Past, tmp_path: Path) -> None:
     sha256 = past.kept(b"\x7fELF built")
     stored = past.workspace.store.root / "objects" / sha256

@@ -160,15 +160,20 @@ def test_a_small_kernel_only_for_machines_that_describe_one(tmp_path: Path) -> N
     workspace.__dict__["images"] = SimpleNamespace(
         kernel=lambda name, arch, anew=False: SimpleNamespace(name=name, arch=arch),
         rootfs=lambda name, arch: tmp_path,
+        hypervisor=lambda name, arch: tmp_path,
         tested_kernel=build,
     )
-    scenarios = workspace.load_file(Path(__file__).parents[2] / "scenarios" / "balloon" / "resize.yaml")
+    files = [Path(__file__).parents[2] / "scenarios" / name for name in ("balloon/resize.yaml", "xen/domains.yaml")]
+    scenarios = [item for file in files for item in workspace.load_file(file)]
     patch = parse_overrides([f"kernel={written(tmp_path / 'fix', PATCH)}"], COMPONENTS)
     refused = workspace.prepare(scenarios, patch)
-    assert set(refused) == {item.id for item in scenarios if item.boot.machine != "pc"}
-    assert built == [("amd64", ("small.config", "small-amd64.config"))]
+    without = {item.id for item in scenarios if not workspace.profiles[item.boot.machine].small_kernel}
+    assert set(refused) == without == {"xen/domains[xen-x86]"}
+    assert set(built) == {
+        ("amd64", ("small.config", "small-amd64.config")),
+        ("arm64", ("small.config", "small-arm64.config")),
+    }
     said = {error.message for error in refused.values()}
-    assert "--under-test kernel: from a patch or a tree no kernel can be built for virt, only for pc, pseries" in said
-    assert [workspace.can_build("kernel", item) for item in scenarios] == [
-        item.boot.machine == "pc" for item in scenarios
-    ]
+    there = "only for pc, pseries, virt, xen-arm64"
+    assert f"--under-test kernel: from a patch or a tree no kernel can be built for xen-x86, {there}" in said
+    assert {item.id for item in scenarios if not workspace.can_build("kernel", item)} == without

@@ -86,6 +86,21 @@ def test_a_module_from_source_fits_the_kernel(images: Images, kernel: Kernel, tm
     assert images.tested_module(under_test(tested.path), kernel).sha256 == tested.sha256
 
 
+def test_a_patch_that_fits_only_with_fuzz_is_told_of(images: Images, kernel: Kernel, tmp_path: Path) -> None:
+    """Also when what was built of it comes out of the store, for the same patch under another name."""
+    text = MUTANT.read_text()
+    first, context, rest = text.partition("\n static void update_balloon_size(")
+    assert context
+    for name in ("mine.patch", "yours.patch"):
+        patch = tmp_path / name
+        patch.write_text(f"{first}\n void update_the_size({rest}")
+        (told,) = images.tested_module(under_test(patch), kernel).inexact
+        assert told.startswith(f"{patch}: {SOURCE}, hunk 1 fits only with fuzz 2, at line ")
+    exact = tmp_path / "exact.patch"
+    exact.write_text(text)
+    assert images.tested_module(under_test(exact), kernel).inexact == ()
+
+
 def test_a_tree_is_built_again_exactly_when_its_content_changes(
     images: Images, kernel: Kernel, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -125,7 +140,12 @@ def test_what_does_not_build_says_why(
 
 @only_all
 @pytest.mark.parametrize(
-    ("machine", "mutant"), [("pc", "balloon-refuses-isolation"), ("pseries", "tce-old-entry-lost")]
+    ("machine", "mutant"),
+    [
+        ("pc", "balloon-refuses-isolation"),
+        ("virt", "balloon-refuses-isolation"),
+        ("pseries", "tce-old-entry-lost"),
+    ],
 )
 def test_a_small_kernel_from_patches(images: Images, tmp_path: Path, machine: str, mutant: str) -> None:
     """It takes minutes where none was built yet, and seconds for each patch then; a wrong one is told by its place."""
