@@ -114,7 +114,16 @@ class HostError(HarnessError):
 
 
 class BuildFailed(HostError):
-    """Code under test, or a recipe's, does not build: there is nothing to boot, so nothing that could FAIL."""
+    """Code under test, or a recipe's, does not build: there is nothing to boot, so nothing that could FAIL.
+
+    :param output: all that the build printed, line by line; empty where the message says it all.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, tail: Sequence[str] = (), output: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint, tail=tail)
+        self.output = tuple(output)
 
 
 class Unsupported(HarnessError):
