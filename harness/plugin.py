@@ -47,6 +47,7 @@ class ScenarioFile(pytest.File):
             if times > 1:  # inside of the brackets, where pytest lets anything be
                 name = f"{name[:-1]}#{attempt}]" if name.endswith("]") else f"{name}[#{attempt}]"
             item: ScenarioItem = ScenarioItem.from_parent(self, name=name, scenario=scenario, attempt=attempt)
+            item.extra_keyword_matches.add(Path(scenario.id).name)  # -k knows each attempt by its scenario's name, too
             for tag in {*scenario.tags, scenario.feature}:
                 self.config.addinivalue_line("markers", f"{tag}: scenarios with this tag")
                 item.add_marker(tag)

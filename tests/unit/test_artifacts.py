@@ -112,7 +112,7 @@ def test_an_archive_that_cannot_be_reached(bench: Bench, arguments: list[str]) -
 
 
 def test_each_attempt_has_a_result(bench: Bench) -> None:
-    left = bench.run("--repeat", "2", "-k", "pc")
+    left = bench.run("--repeat", "2", "-k", "resize[pc]")
     left.of([RESIZE[0]] * 2, Verdict.ERROR, "Could not connect")
     assert sorted(item.attempt for item in read_summary(left.root / "summary.json").scenarios) == [1, 2]
 
