@@ -6,6 +6,8 @@ SCENARIOS ?= scenarios
 # Machines wait for room on the host, so this many workers never overload it.
 JOBS ?= $(shell nproc)
 ROUNDS ?= 5
+# Lists of Debian packages that a target wants on the host.
+PACKAGES := images/host-packages.txt
 BENCH_ARGS ?= --catalogue $(SCENARIOS)
 
 .PHONY: run test test-bad-luck test-nightly bench setup host-packages images lint clean
@@ -14,6 +16,8 @@ BENCH_ARGS ?= --catalogue $(SCENARIOS)
 run: setup
 	$(VENV)/bin/harness run -j $(JOBS) -k "not unproven" --report results/report $(SCENARIOS)
 
+# Small ones that only tests need: no test of `make test` is skipped for want of a program.
+test: PACKAGES = images/host-packages.txt tests/host-packages.txt
 test: setup
 	$(VENV)/bin/tox
 
@@ -23,7 +27,7 @@ images: setup
 	$(VENV)/bin/harness images build
 
 host-packages:
-	@tools/install-host-packages
+	@tools/install-host-packages $(PACKAGES)
 
 $(VENV)/.ready: pyproject.toml
 	@$(MAKE) --no-print-directory host-packages
@@ -37,9 +41,11 @@ $(VENV)/.ready: pyproject.toml
 test-bad-luck: setup
 	$(VENV)/bin/pytest tests/vm/test_bad_luck_*.py
 
-# What takes a quarter of an hour and breaks seldom: the path through KVM in a guest that has it, the CI examples' steps.
+# What takes a quarter of an hour, or a browser, and breaks seldom: the page as a reader sees it, the path through KVM in a
+# guest that has it, the CI examples' steps.
+test-nightly: PACKAGES = images/host-packages.txt tests/nightly-packages.txt
 test-nightly: setup
-	HARNESS_TEST_ALL=1 $(VENV)/bin/pytest tests/vm/test_kvm.py tests/vm/test_ci_examples.py
+	HARNESS_TEST_ALL=1 $(VENV)/bin/pytest tests/unit/test_page_browser.py tests/vm/test_kvm.py tests/vm/test_ci_examples.py
 
 # Boot to first command against a plain script, whole programs beside labgrid and virtme-ng, the whole catalogue cold and
 # warm, on a machine that does nothing else. ROUNDS and BENCH_ARGS choose less.

@@ -7,7 +7,6 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,22 +32,23 @@ from harness.command import (
     shown,
 )
 from harness.commands import register
-from harness.commands.recording import HistoryOption, expectation, history_of_run, part_of, record_all
+from harness.commands.recording import HistoryOption, expectation, history_of_run, part_of
 from harness.commands.report import tell_page
 from harness.doctor import State, diagnose, print_findings
-from harness.errors import HarnessError, UsageError
-from harness.plugin import Front
+from harness.errors import HarnessError, HostError, UsageError
+from harness.images.under_test import Override
 from harness.progress import SilentProgress
+from harness.records.read import as_summary
 from harness.report import summary
 from harness.report.progress import Expected, Silent, for_console
 from harness.report.repeats import print_repeats
 from harness.report.store import print_store
 from harness.reproduce import Wanted, read_earlier
-from harness.result import write_json
-from harness.runner import blank_result
 from harness.scenario.model import Scenario
 from harness.scenario.schema import json_schema
+from harness.session import Front
 from harness.shell import open_shell
+from harness.unrun import Asked
 from harness.workspace import Needed, Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -86,21 +86,17 @@ def run(
     workspace = Workspace(build_progress())
     load_scenarios(console, workspace, paths)
     overrides = workspace.overrides(under_test or [])  # a wrong one is told before anything else is done
-    chosen = _selection(paths, keyword, tag)
-    selected = _select(console, workspace, chosen)
+    chosen = _selection(paths, keyword, tag, repeat)
+    asked = _select(console, workspace, chosen)
+    selected = list({item.scenario.id: item.scenario for item in asked}.values())
     workspace.check_used(overrides, selected)
     recorded = None if no_history else history_of_run(console, history)
     part = None if shard is None else part_of(selected, shard, recorded)
-    selected = [item for item in selected if part is None or item.id in part.mine]
-    front = Front(workspace, Silent(), part)
-    with shown(workspace.progress):
-        refused = workspace.prepare(selected, overrides)
-    if refused and len(refused) == len(selected):
-        error = next(iter(refused.values()))
-        _tell_unprepared(front.facts, json_file, recorded, selected, results or Path("results"), refused)
-        fail(console, error, summary.ERRORED)
-    for error in dict.fromkeys(refused.values()):
-        print_error(console, error)
+    if part is not None:
+        asked = [item for item in asked if item.scenario.id in part.mine]
+        selected = [item for item in selected if item.id in part.mine]
+    refused = _prepare(console, workspace, selected, overrides)
+    front = Front(workspace, Silent(), part, asked, refused)
     arguments = [*chosen, "-s", "-p", "no:tmpdir", "--accel", accel.value, "--keep", keep.value]
     files = {
         "--results": results,
@@ -117,18 +113,53 @@ def run(
         arguments.append("--cold")
     if exit_first:
         arguments.append("-x")
-    if repeat > 1:
-        arguments += ["--harness-repeat", str(repeat)]
-    if jobs > 1:
+    if jobs > 1 and front.only:
         arguments += ["-p", "xdist.plugin", "-n", str(jobs), "--dist", "loadgroup"]
     status = _run_pytest(console, front, arguments, expectation(selected, repeat, recorded))
-    told = [Path(item["results"]) for item in front.finished]
-    if report_to is not None and (written := [path for path in told if (path / "result.json").is_file()]):
-        tell_page(console, written, report_to, recorded)
+    if report_to is not None and (front.finished or front.unbegun):
+        status = _write_page(console, front, report_to, recorded, status)
     raise typer.Exit(status)
 
 
-def _selection(paths: list[Path] | None, keyword: str | None, tag: list[str] | None) -> list[str]:
+def _prepare(
+    console: Console, workspace: Workspace, scenarios: list[Scenario], overrides: Mapping[str, Override]
+) -> dict[str, HarnessError] | None:
+    """Have what the scenarios boot; gives why some cannot run, by id, and None when this was interrupted.
+
+    Nothing is raised: there is to be a result of each scenario, whatever comes of this.
+    """
+    try:
+        with shown(workspace.progress):
+            refused = workspace.prepare(scenarios, overrides)
+    except KeyboardInterrupt:
+        return None
+    except HarnessError as error:
+        refused = {item.id: error for item in scenarios}
+    except OSError as error:
+        failed = HostError(f"the host failed while images were prepared: {error}")
+        refused = {item.id: failed for item in scenarios}
+    except Exception as error:  # a bug of the harness must be an ERROR like any other
+        traceback.print_exc()
+        broken = HarnessError(f"the harness itself failed while images were prepared: {type(error).__name__}: {error}")
+        refused = {item.id: broken for item in scenarios}
+    for refusal in {error.explain(): error for error in refused.values()}.values():
+        print_error(console, refusal)
+    return refused
+
+
+def _write_page(console: Console, front: Front, target: Path, history: Path | None, status: int) -> int:
+    """Write the page of this run, and give the exit status: a product's failure outweighs a page that cannot be."""
+    whole = as_summary(summary.make_summary([*front.finished, *front.unbegun], front.facts))
+    try:
+        tell_page(console, whole.scenarios, [whole], target, history)
+    except (OSError, HarnessError) as error:
+        told = error if isinstance(error, HarnessError) else HostError(f"the page cannot be written: {error}")
+        print_error(console, told)
+        return status if status == summary.FAILED else summary.ERRORED
+    return status
+
+
+def _selection(paths: list[Path] | None, keyword: str | None, tag: list[str] | None, repeat: int) -> list[str]:
     """What pytest is told of which scenarios are meant."""
     # Each plugin that is installed beside the harness costs its start, and may change what tests do.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
@@ -140,37 +171,20 @@ def _selection(paths: list[Path] | None, keyword: str | None, tag: list[str] | N
         arguments += ["-k", keyword]
     if tag:
         arguments += ["-m", " or ".join(tag)]
+    if repeat > 1:
+        arguments += ["--harness-repeat", str(repeat)]
     return arguments
 
 
-def _select(console: Console, workspace: Workspace, chosen: list[str]) -> list[Scenario]:
-    """The scenarios that are going to run: images are built for these and for no others."""
+def _select(console: Console, workspace: Workspace, chosen: list[str]) -> list[Asked]:
+    """What is going to run: images are built for these and for no others."""
     front = Front(workspace, Silent())
     ended = pytest.main([*chosen, "--collect-only"], plugins=[front])
     if front.interrupted:
         raise KeyboardInterrupt
     if ended not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise typer.Exit(_status_of(console, front, ended))
-    return front.selected
-
-
-def _tell_unprepared(
-    facts: summary.RunFacts,
-    target: Path | None,
-    history: Path | None,
-    scenarios: list[Scenario],
-    results: Path,
-    errors: Mapping[str, HarnessError],
-) -> None:
-    """The summary of a run that had no images to boot: an ERROR for each scenario."""
-    refused = [blank_result(item, results, facts.run) for item in scenarios]
-    for item in refused:
-        item.reason = f"the images cannot be prepared: {errors[item.id].explain()}"
-    told = [item.to_json() for item in refused]
-    with suppress(OSError, HarnessError):  # a full disk is what is being told
-        record_all(history, told)
-        if target is not None:
-            write_json(target.absolute(), summary.make_summary(told, facts))
+    return front.asked
 
 
 def _run_pytest(console: Console, front: Front, arguments: list[str], expected: Expected) -> int:
@@ -178,6 +192,9 @@ def _run_pytest(console: Console, front: Front, arguments: list[str], expected: 
     front.progress = for_console(console, expected)
     try:
         ended = pytest.main(arguments, plugins=[front])
+    except OSError as error:  # a full disk, while JUnit XML was written
+        ended = pytest.ExitCode.INTERNAL_ERROR
+        print_error(console, HostError(f"the host failed: {error}"))
     finally:
         front.progress.close()
     finished = front.finished
@@ -191,16 +208,20 @@ def _run_pytest(console: Console, front: Front, arguments: list[str], expected: 
         console.print(f"\naccelerator: {accel['used']} ({accel['why']})", markup=False, highlight=False, soft_wrap=True)
     console.print(f"results: {front.results}", markup=False, highlight=False, soft_wrap=True)
     if front.interrupted:
-        rest = f": {len(front.selected) - len(finished)} not begun" if front.selected else ""
+        rest = f": {len(front.unbegun)} not begun" if front.unbegun else ""
         console.print(f"interrupted{rest}", style="bold red")
+    for trouble in front.troubles:
+        print_error(console, trouble)
     console.print(summary.verdict_line(finished), markup=False, highlight=False)
     return _status_of(console, front, ended)
 
 
 def _status_of(console: Console, front: Front, ended: int | pytest.ExitCode) -> int:
     """What went wrong outside of any scenario must not look like success, nor like nothing."""
-    if ended in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
-        return summary.exit_status(front.finished)
+    enough = ended == pytest.ExitCode.INTERRUPTED and not front.interrupted
+    if enough or ended in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        status = summary.ERRORED if front.interrupted else summary.exit_status(front.finished)
+        return summary.ERRORED if front.troubles and status != summary.FAILED else status
     if not front.interrupted:
         console.print(f"pytest itself failed: {ended!r}", style="bold red", markup=False, highlight=False)
     return summary.USAGE if ended == pytest.ExitCode.USAGE_ERROR else summary.ERRORED

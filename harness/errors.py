@@ -33,7 +33,8 @@ class HarnessError(Exception):
     :param message: what failed, in one line.
     :param hint: what the reader can do about it.
     :param layer: where it failed: ``qemu``, ``xen``, or a guest's name such as ``guest`` or ``dom0``.
-    :param tail: the last lines of the layer's console, oldest first, already free of control characters.
+    :param tail: the last lines of the layer's console, or of a program's output, oldest first, already free of control
+        characters.
     :param log: the file that holds the whole of it.
     """
 
@@ -57,7 +58,8 @@ class HarnessError(Exception):
         """The whole story as text: what, where, the console's last lines, the log and the hint."""
         lines = [self.message if self.layer is None else f"{self.layer}: {self.message}"]
         if self.tail:
-            lines += ["  last console lines:", *(f"    {line}" for line in self.tail)]
+            whose = "console lines" if self.layer or self.log else "lines that it printed"
+            lines += [f"  last {whose}:", *(f"    {line}" for line in self.tail)]
         if self.log is not None:
             lines.append(f"  log: {self.log}")
         if self.hint is not None:
@@ -114,7 +116,16 @@ class HostError(HarnessError):
 
 
 class BuildFailed(HostError):
-    """Code under test, or a recipe's, does not build: there is nothing to boot, so nothing that could FAIL."""
+    """Code under test, or a recipe's, does not build: there is nothing to boot, so nothing that could FAIL.
+
+    :param output: all that the build printed, line by line; empty where the message says it all.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, tail: Sequence[str] = (), output: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint, tail=tail)
+        self.output = tuple(output)
 
 
 class Unsupported(HarnessError):

@@ -6,6 +6,10 @@ from harness.regex import compiled
 from harness.result import ScenarioResult, Verdict
 from harness.scenario.model import KnownFailure, Scenario
 
+#: How the reason of a failure begins that was known, and of one that is none any more.
+KNOWN = "known failure:"
+UNEXPECTED = "expected to fail, but passed:"
+
 
 def apply_known_failures(scenario: Scenario, result: ScenarioResult) -> None:
     """Turn a failure that is known, and nothing beside it, into a SKIP, and a pass in spite of it into a FAIL."""
@@ -13,10 +17,10 @@ def apply_known_failures(scenario: Scenario, result: ScenarioResult) -> None:
         if not all(result.matrix.get(axis) == value for axis, value in known.when.items()):
             continue
         if result.verdict is Verdict.FAIL and explains(known, result):
-            result.verdict, result.reason = Verdict.SKIP, f"known failure: {known.reason}"
+            result.verdict, result.reason = Verdict.SKIP, f"{KNOWN} {known.reason}"
         elif result.verdict is Verdict.PASS:
             result.verdict = Verdict.FAIL
-            result.reason = f"expected to fail, but passed: {known.reason}; take it out of known_failure"
+            result.reason = f"{UNEXPECTED} {known.reason}; take it out of known_failure"
 
 
 def explains(known: KnownFailure, result: ScenarioResult) -> bool:

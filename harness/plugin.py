@@ -7,152 +7,31 @@ an error and a fault of the product as a failure, in its terminal output and in 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import sys
 from collections.abc import Generator, Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.errors import ExpectationFailed, HarnessError, ScenarioError
+from harness.errors import ExpectationFailed, HarnessError, HostError, ScenarioError
 from harness.interrupts import unwind_on_signals
 from harness.progress import Messages, SilentProgress
-from harness.records.recorder import Recorder
-from harness.records.shards import Shard
 from harness.report.consoles import console_excerpt
-from harness.report.progress import Progress, Silent
+from harness.report.progress import Silent
 from harness.report.summary import RunFacts, make_summary
 from harness.result import ScenarioResult, Verdict, write_json
-from harness.runner import Interrupted, Runner, Settings
+from harness.runner import Interrupted
 from harness.scenario.model import Scenario
+from harness.session import Front, HarnessSession, error_report
+from harness.unrun import Asked
 from harness.workspace import Workspace
 
 _SESSION: pytest.StashKey[HarnessSession] = pytest.StashKey()
 _LOOKS_LIKE_SCENARIO = re.compile(r"^scenario:", re.MULTILINE)
 _HEAD_BYTES = 4096
-
-
-class HarnessSession:
-    """What scenario items of one pytest session share.
-
-    :param workspace: recipes, store and the rest; ``harness run`` hands in its own.
-    :param progress: who is told how scenarios go.
-    :param facts: what this run is known by; pytest-xdist's workers take it from their controller.
-    :param only: ids of the scenarios that may run; None lets all.
-    """
-
-    def __init__(
-        self,
-        config: pytest.Config,
-        workspace: Workspace,
-        progress: Progress,
-        facts: RunFacts,
-        only: frozenset[str] | None = None,
-    ) -> None:
-        told = getattr(config, "workerinput", {})
-        self.config = config
-        self.workspace = workspace
-        self.progress = progress
-        self.facts = RunFacts(run=told.get("harness_run", facts.run), started=facts.started, shard=facts.shard)
-        self.only = frozenset(told["harness_only"]) if told.get("harness_only") is not None else only
-        self.finished: list[dict[str, Any]] = []
-        history = config.getoption("harness_history")
-        self._recorder = Recorder(Path(history)) if history is not None and not told else None
-        self._runner: Runner | None = None
-
-    @property
-    def results(self) -> Path:
-        """Where this session's results go."""
-        given = getattr(self.config, "workerinput", {}).get("harness_results") or self.config.getoption(
-            "harness_results"
-        )
-        if given is None:
-            given = str(Path("results") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S"))
-            self.config.option.harness_results = given
-        return Path(given).absolute()
-
-    @property
-    def runner(self) -> Runner:
-        """The runner; made at first use, so that collecting costs nothing."""
-        if self._runner is None:
-            workspace = self.workspace
-            workspace.sweep()
-            request = self.config.getoption("harness_accel")
-            settings = Settings(
-                images=workspace.images,
-                profiles=workspace.profiles,
-                verbs=workspace.verbs,
-                accelerator=lambda arch: workspace.accelerator(request, arch),
-                results=self.results,
-                saved=None if self.config.getoption("harness_cold") else workspace.saved,
-                overrides=workspace.overrides(self.config.getoption("harness_under_test")),
-                keep=self.config.getoption("harness_keep"),
-                run=self.facts.run,
-            )
-            self._runner = Runner(settings, self.progress)
-        return self._runner
-
-    def record(self, result: dict[str, Any]) -> None:
-        """A scenario ended; the result is as ``to_json`` gives it."""
-        self.finished.append(result)
-        self.progress.finished(result)
-        if self._recorder is not None and (trouble := self._recorder.record(result)) is not None:
-            self.progress.message(trouble)
-
-    def record_lost(self, name: str, why: str) -> None:
-        """A scenario was begun and nothing came of it: the process that ran it was killed, or its set-up failed."""
-        reason = f"no result: {why.strip()}"
-        lost = ScenarioResult(name, name, "", (), {}, self.results, reason=reason, run=self.facts.run)
-        self.record(lost.to_json())
-
-
-class Front:
-    """``harness run``'s part in a pytest session: its workspace, its progress, and what came of it.
-
-    pytest's own terminal output goes nowhere; other plugins still find a reporter.
-
-    :param shard: which of the scenarios are this run's; None for all.
-    """
-
-    def __init__(self, workspace: Workspace, progress: Progress, shard: Shard | None = None) -> None:
-        self.workspace = workspace
-        self.progress = progress
-        self.facts = RunFacts(shard=None if shard is None else shard.to_json())
-        self.only = None if shard is None else frozenset(shard.mine)
-        self.session: HarnessSession | None = None
-        self.interrupted = False
-        self.selected: list[Scenario] = []
-
-    @property
-    def finished(self) -> list[dict[str, Any]]:
-        """The results so far, as ``to_json`` gives them."""
-        return self.session.finished if self.session else []
-
-    @property
-    def results(self) -> Path | None:
-        """Where results went."""
-        return self.session.results if self.session else None
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_configure(self, config: pytest.Config) -> None:
-        """Replace the terminal reporter by one that nobody hears."""
-        manager = config.pluginmanager
-        reporter = manager.get_plugin("terminalreporter")
-        if reporter is not None:
-            manager.unregister(reporter)
-            manager.register(type(reporter)(config, io.StringIO()), "terminalreporter")
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """What is going to run; with ``-j`` only the workers know."""
-        self.selected = [item.scenario for item in session.items if isinstance(item, ScenarioItem)]
-
-    def pytest_keyboard_interrupt(self) -> None:
-        """Ctrl-C or SIGTERM."""
-        self.interrupted = True
 
 
 class ScenarioFile(pytest.File):
@@ -168,6 +47,7 @@ class ScenarioFile(pytest.File):
             if times > 1:  # inside of the brackets, where pytest lets anything be
                 name = f"{name[:-1]}#{attempt}]" if name.endswith("]") else f"{name}[#{attempt}]"
             item: ScenarioItem = ScenarioItem.from_parent(self, name=name, scenario=scenario, attempt=attempt)
+            item.extra_keyword_matches.add(Path(scenario.id).name)  # -k knows each attempt by its scenario's name, too
             for tag in {*scenario.tags, scenario.feature}:
                 self.config.addinivalue_line("markers", f"{tag}: scenarios with this tag")
                 item.add_marker(tag)
@@ -206,8 +86,8 @@ class ScenarioItem(pytest.Item):
         try:
             result = session.runner.run(self.scenario, self.attempt)
         except Interrupted as interrupted:  # pytest makes no report of what Ctrl-C ends
-            if not hasattr(self.config, "workerinput"):
-                session.record(interrupted.result.to_json())
+            report = error_report(self.nodeid, self.location, interrupted.result)
+            self.ihook.pytest_runtest_logreport(report=report)
             raise
         self.result = result
         for name, value in result.versions.items():
@@ -275,6 +155,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SESSION] = session
     if front:
         front.session = session
+        session.asked = front.asked
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Gather(session), "harness-gather")
 
@@ -298,6 +179,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if not (isinstance(item, ScenarioItem) and item.scenario.id in only)]
         items[:] = [item for item in items if item not in others]
         config.hook.pytest_deselected(items=others)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note what is going to run, where that was not known before."""
+    asked = session.config.stash[_SESSION].asked
+    if not asked:
+        found = [item for item in session.items if isinstance(item, ScenarioItem)]
+        asked += [Asked(item.nodeid, item.location, item.scenario, item.attempt) for item in found]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -337,20 +226,29 @@ class Gather:
         """A scenario begins; with ``-j`` this is all that is heard of it until it ends."""
         if ".yaml::" in nodeid and self._session.config.pluginmanager.hasplugin("dsession"):
             self._session.progress.began(location[2])
+            self._session.begun.add(nodeid.partition("@")[0])
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A scenario ended."""
         result = getattr(report, "harness_result", None)
-        if result is not None:
+        if result is not None and not getattr(report, "harness_begun", True):
+            self._session.unbegun.append(result)
+        elif result is not None:
             self._session.record(result)
             self._recorded.add(report.nodeid)
         elif report.failed and report.nodeid not in self._recorded and ".yaml::" in report.nodeid:
             # xdist tells so of a worker that was killed, and only that.
-            self._session.record_lost(report.nodeid.rpartition("::")[2].partition("@")[0], str(report.longrepr))
+            self._session.record_lost(report.nodeid, str(report.longrepr))
             self._recorded.add(report.nodeid)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
-        """Write ``--harness-json``."""
+        """Write ``--harness-json``: first, or no room for JUnit XML would mean no summary."""
         target = self._session.config.getoption("harness_json")
-        if target is not None:
-            write_json(Path(target).absolute(), make_summary(self._session.finished, self._session.facts))
+        if target is None:
+            return
+        told = [*self._session.finished, *self._session.unbegun]
+        try:
+            write_json(Path(target).absolute(), make_summary(told, self._session.facts))
+        except OSError as error:  # JUnit XML, elsewhere, may still have room
+            self._session.troubles.append(HostError(f"the summary cannot be written: {error}"))

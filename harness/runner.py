@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from harness import strict_yaml
 from harness.deadline import Deadline, DeadlineExceeded
 from harness.errors import GuestCrash, GuestError, HarnessError, HostError, Unsupported
 from harness.images import Images
@@ -23,12 +22,13 @@ from harness.machine.health import ProvokedCrash
 from harness.machine.saved import SavedMachines
 from harness.machine.spec import Profile
 from harness.oops import Blame, Report
-from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, Verdict, write_json
-from harness.result_files import free_space, new_directory, unwritable
+from harness.result import Crash, FailedAssertion, ScenarioResult, StepRecord, Verdict
+from harness.result_files import free_space
 from harness.scenario.model import Scenario, Step
 from harness.steps.base import Context, Verb
 from harness.testbed import Testbed
 from harness.under_test import components_of, recorded
+from harness.unrun import blank_result, directory_name, opened, write_result
 
 #: Of an unexpected exception's text, shown in the reason; the whole of it is in its file.
 _SAID_CHARS = 400
@@ -108,35 +108,12 @@ class Runner:
         return result
 
     def _attempt(self, scenario: Scenario, attempt: int, retried: str | None) -> ScenarioResult:
-        name = scenario.id.replace("/", "-") + ("" if retried is None else "-retry")
+        name = directory_name(scenario) + ("" if retried is None else "-retry")
         result = blank_result(scenario, self._settings.results / name, self._settings.run, attempt)
-        try:
-            result.results = new_directory(self._settings.results, name)
-            (result.results / "scenario.yaml").write_text(strict_yaml.dump(dict(scenario.resolved)), encoding="utf-8")
-        except OSError as error:
-            result.reason = unwritable(result.results, error)
+        if not opened(result, scenario, name):
             return result
         _Run(scenario, result, self._settings, self._observer, retried).go()
         return result
-
-
-def blank_result(scenario: Scenario, results: Path, run: str, attempt: int = 1) -> ScenarioResult:
-    """The result of a scenario that nothing has come of yet: an ERROR until something does."""
-    file = scenario.path.absolute()
-    return ScenarioResult(
-        id=scenario.id,
-        title=scenario.title,
-        feature=scenario.feature,
-        tags=scenario.tags,
-        matrix=dict(scenario.matrix),
-        results=results,
-        assertions=len(scenario.assertions),
-        run=run,
-        attempt=attempt,
-        file=str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file),
-        machine=scenario.boot.machine,
-        scenario_sha256=scenario.sha256,
-    )
 
 
 class _Run:
@@ -200,12 +177,7 @@ class _Run:
             result.add_host_fault(f"left behind on the host: {', '.join(left)}")
         result.retried = self._retried or result.retried
         result.seconds.total = time.monotonic() - self._started
-        for name, value in (("evidence.json", result.evidence), ("result.json", result.to_file())):
-            try:
-                write_json(result.results / name, value)
-            except OSError as error:
-                (result.results / f".{name}.tmp").unlink(missing_ok=True)
-                result.verdict, result.reason = Verdict.ERROR, unwritable(result.results, error)
+        write_result(result)
 
     def _cut_short(self, error: KeyboardInterrupt) -> None:
         """Ctrl-C or a signal: an ERROR, unless it came after the verdict."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,7 +12,6 @@ from rich.console import Console
 from harness.command import print_error
 from harness.errors import HarnessError
 from harness.records.history import History, default_history
-from harness.records.recorder import Recorder
 from harness.records.shards import Shard, divide, parse_shard
 from harness.report.progress import Expected
 from harness.scenario.model import Scenario
@@ -56,14 +55,6 @@ def expectation(scenarios: Sequence[Scenario], repeat: int, history: Path | None
     known = [durations.get(item.id) for item in scenarios]
     total = sum(item for item in known if item is not None) * repeat
     return Expected(len(known) * repeat, durations, None if None in known else total)
-
-
-def record_all(history: Path | None, results: Iterable[Mapping[str, Any]]) -> None:
-    """Record outcomes, as ``to_json`` gives them, that came of no run of pytest's."""
-    if history is not None:
-        recorder = Recorder(history)
-        for result in results:
-            recorder.record(result)
 
 
 def _durations(history: Path | None) -> Mapping[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,14 +27,19 @@ def report(
     history: HistoryOption = None,
 ) -> None:
     """Write one page, which needs nothing else, of what scenarios came to."""
-    tell_page(make_console(), results, output, history)
+    tell_page(make_console(), *gather(results), output, history)
 
 
-def tell_page(console: Console, results: Iterable[Path], output: Path, history: Path | None) -> None:
-    """Write the page and say where it is; raises as :func:`gather`."""
+def tell_page(
+    console: Console,
+    scenarios: Sequence[ReadScenario],
+    summaries: Sequence[ReadSummary],
+    output: Path,
+    history: Path | None,
+) -> None:
+    """Write the page and say where it is; raises as :func:`harness.report.page.write.write_page`."""
     from harness.report.page.write import write_page  # noqa: PLC0415 (templates, which no other command needs)
 
-    scenarios, summaries = gather(results)
     page = write_page(output, scenarios, summaries, History((history or default_history()).absolute()))
     size = page.stat().st_size / 1e6
     told = f"report: {page} ({len(scenarios)} scenarios, {size:.1f} MB)"

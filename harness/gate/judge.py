@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from harness.gate.policy import Excuse, Mutation, Policy, Requirement, Rule, Timing, matches
+from harness.known_failure import KNOWN, UNEXPECTED
 from harness.records.outcome import Outcome
 from harness.records.read import ReadMutation
 from harness.result import Verdict
@@ -186,8 +187,11 @@ class Judge:
         return Check(subject, State.MET, f"{len(last)} passed; {seen}")
 
     def _excuse(self, item: Outcome) -> Excuse | None:
-        """What excuses an outcome: a failure of the product, or one that the scenario itself knows of."""
-        if item.verdict is not Verdict.FAIL and not item.reason.startswith("known failure:"):
+        """What excuses an outcome: a failure of the product, or one that the scenario itself knows of.
+
+        A known failure that passes now is news, which nothing excuses.
+        """
+        if not _could_be_known(item):
             return None
         for index, excuse in enumerate(self.policy.known_failures):
             if _excuses(excuse, item) and self.now.date() <= excuse.expires:
@@ -196,8 +200,8 @@ class Judge:
         return None
 
     def _expired(self, item: Outcome) -> str:
-        late = [excuse for excuse in self.policy.known_failures if _excuses(excuse, item)]
-        return f"; it was a known failure until {late[-1].expires}" if late and item.verdict is Verdict.FAIL else ""
+        late = [it for it in self.policy.known_failures if _excuses(it, item) and self.now.date() > it.expires]
+        return f"; it was a known failure until {late[-1].expires}" if late and _could_be_known(item) else ""
 
     def _timing(self, name: str, rule: Timing) -> Ruling:
         checks = [self._in_time(subject, counted, others, rule) for subject, counted, others in self._subjects(rule)]
@@ -266,6 +270,11 @@ class Judge:
 
 def _excuses(excuse: Excuse, item: Outcome) -> bool:
     return matches(item.id, excuse.scenario) and (excuse.assertion is None or item.problems == (excuse.assertion,))
+
+
+def _could_be_known(item: Outcome) -> bool:
+    failed = item.verdict is Verdict.FAIL and not item.reason.startswith(UNEXPECTED)
+    return failed or item.reason.startswith(KNOWN)
 
 
 def _about(rule: Rule) -> str:

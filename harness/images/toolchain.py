@@ -166,5 +166,6 @@ def build_failed(what: str, lines: Sequence[str]) -> BuildFailed | None:
                     f"{what} does not build: {place}{match['what']}",
                     hint="the build's last lines are above" if len(lines) > 1 else None,
                     tail=lines[-_TAIL_LINES:],
+                    output=lines,
                 )
     return None

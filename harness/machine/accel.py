@@ -170,7 +170,7 @@ def choose(request: Request, guest_architecture: str, judge: KvmJudge) -> Accele
     if request == "tcg":
         return Accelerator("tcg", "asked for with --accel tcg")
     if guest_architecture != host_architecture():
-        reason = f"a {guest_architecture} guest on a {host_architecture()} host needs emulation"
+        reason = f"a guest of {guest_architecture} on a host of {host_architecture()} needs emulation"
     else:
         proof = judge.judge()
         if proof.works:

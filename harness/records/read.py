@@ -173,6 +173,11 @@ def read_summary(path: Path) -> ReadSummary:
     return _read(path, ReadSummary)
 
 
+def as_summary(told: Mapping[str, Any]) -> ReadSummary:
+    """A summary that was not written anywhere, as it would be read."""
+    return ReadSummary.model_validate_json(json.dumps(told, default=str))
+
+
 def read_results(path: Path) -> ReadScenario:
     """One scenario's ``result.json``.
 

@@ -89,11 +89,16 @@ def print_table(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> Non
 
 def print_failures(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> None:
     """Everything that did not pass, with what a person needs to go on."""
+    # What keeps many scenarios from running, as an archive that does not answer, is told once.
+    alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for scenario in scenarios:
+        alike.setdefault((scenario["reason"], "" if _never_ran(scenario) else scenario["results"]), []).append(scenario)
+    for scenario, *others in alike.values():
         verdict = Verdict(scenario["verdict"])
         if verdict is Verdict.PASS:
             continue
-        console.print(f"\n[{STYLES[verdict]}]{verdict.upper()}[/] [bold]{escape(scenario['id'])}[/]: ", end="")
+        more = f" and {len(others)} more" if others else ""
+        console.print(f"\n[{STYLES[verdict]}]{verdict.upper()}[/] [bold]{escape(scenario['id'])}[/]{more}: ", end="")
         console.print(escape(scenario["reason"]), highlight=False)
         for failed in scenario["failed_assertions"]:
             console.print(f"  [red]does not hold:[/] {escape(failed['expression'])}", highlight=False)
@@ -107,6 +112,10 @@ def print_failures(console: Console, scenarios: Sequence[Mapping[str, Any]]) -> 
             console.print(f"  logs: {scenario['results']}", markup=False, highlight=False, soft_wrap=True)
             for what, how in ways_back(scenario).items():
                 console.print(f"  {what}: {how}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _never_ran(scenario: Mapping[str, Any]) -> bool:
+    return scenario["verdict"] == Verdict.ERROR and not scenario["versions"] and not scenario["steps"]
 
 
 def ways_back(scenario: Mapping[str, Any]) -> dict[str, str]:

@@ -229,6 +229,13 @@ def test_a_known_failure_that_has_expired(gate: Gate) -> None:
     assert gate.decide(policy).notes == ("known_failures[0] (balloon/resize*) has expired on 2026-11-24",)
 
 
+def test_a_known_failure_of_the_scenario_that_has_expired(gate: Gate) -> None:
+    gate.saw(1, Verdict.SKIP, reason="known failure: bug 7")
+    check = gate.check(PC + EXCUSE.format(expires="2026-11-24"))
+    assert check.state is State.MISSING
+    assert "it was a known failure until 2026-11-24" in check.evidence
+
+
 @pytest.mark.parametrize(("verdict", "reason"), [(Verdict.ERROR, ""), (Verdict.SKIP, "no such machine")])
 def test_a_known_failure_excuses_failures_only(gate: Gate, verdict: Verdict, reason: str) -> None:
     gate.saw(1, verdict, reason=reason)
@@ -246,6 +253,14 @@ def test_a_known_failure_of_the_scenario_needs_the_policys_word(gate: Gate) -> N
     gate.saw(1, Verdict.SKIP, reason="known failure: bug 7")
     assert gate.check(PC).state is State.MISSING
     assert gate.check(PC + EXCUSE.format(expires="2027-01-01")).state is State.EXCUSED
+
+
+def test_a_known_failure_that_passes_now_is_a_no(gate: Gate) -> None:
+    """The scenario fails then, and what excused the failure must not excuse that."""
+    gate.saw(1, Verdict.FAIL, reason="expected to fail, but passed: bug 7; take it out of known_failure")
+    check = gate.check(PC + EXCUSE.format(expires="2027-01-01"))
+    assert check.state is State.BROKEN
+    assert check.evidence.endswith("expected to fail, but passed: bug 7; take it out of known_failure")
 
 
 def test_an_excuse_that_nobody_needs_is_told(gate: Gate) -> None:

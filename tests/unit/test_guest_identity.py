@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 import stat
 import struct
 import subprocess
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from harness.guest.identity import Identity
 from harness.guest.ssh import Journal
+from tests.programs import needs
 
 HOST_KEY = "etc/dropbear/dropbear_ed25519_host_key"
 AUTHORIZED = "root/.ssh/authorized_keys"
@@ -86,7 +86,7 @@ def test_the_clients_key_loads_and_opens_what_is_authorized(identity: Identity) 
     assert loaded.can_sign()
 
 
-@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
+@needs("ssh-keygen", "test")
 def test_openssh_itself_reads_the_clients_key(identity: Identity, tmp_path: Path) -> None:
     path = tmp_path / "key"
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)

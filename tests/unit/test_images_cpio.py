@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import shutil
 import stat
 import subprocess
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.images.cpio import pack, packed
 from harness.images.tree import Node, Tree
+from tests.programs import needs
 
 
 def read_newc(archive: bytes) -> dict[str, Node]:
@@ -95,7 +94,7 @@ def test_archives_follow_one_another() -> None:
     assert read_newc(whole)["init"].data == b"other"
 
 
-@pytest.mark.skipif(not shutil.which("cpio"), reason="cpio is not installed")
+@needs("cpio", "test")
 def test_the_real_cpio_reads_it() -> None:
     out = io.BytesIO()
     pack(a_tree(), out)

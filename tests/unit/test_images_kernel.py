@@ -15,6 +15,7 @@ import pytest
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images.kernel import bzimage_payload, unpack_kernel
+from tests.programs import needs
 
 
 def soon() -> Deadline:
@@ -78,7 +79,7 @@ def test_a_bzimage_brings_the_kernel_inside_it(tmp_path: Path) -> None:
     assert (tmp_path / "w/vmlinux").read_bytes() == ELF
 
 
-@pytest.mark.skipif(not shutil.which("zstd"), reason="zstd is not installed")
+@needs("zstd", "setup")
 def test_zstd_does_not_get_the_size_that_linux_appends() -> None:
     frame = subprocess.run(["zstd", "-q"], input=ELF, capture_output=True, check=True).stdout
     assert bzimage_payload(a_bzimage(frame + struct.pack("<I", len(ELF)))) == frame

@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import lzma
-import shutil
 import struct
 import subprocess
 import tarfile
@@ -18,6 +17,7 @@ import pytest
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images.modules import Modules, depends, module_name, segment
+from tests.programs import needs
 
 
 def soon() -> Deadline:
@@ -129,7 +129,7 @@ def test_depends() -> None:
             depends(junk)
 
 
-@pytest.mark.skipif(not shutil.which("zstd"), reason="zstd is not installed")
+@needs("zstd", "setup")
 def test_zstd(tmp_path: Path) -> None:
     packed = subprocess.run(["zstd", "-q"], input=a_module("x"), capture_output=True, check=True).stdout
     archive = an_archive(tmp_path / "m.tar", {"a.ko.zst": packed})

@@ -22,11 +22,11 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "scenario images guest result result_files",
         "known_failure machine records",
         "report gate under_test",
-        "testbed",
+        "testbed unrun",
         "steps",
         "runner",
         "workspace",
-        "reproduce trials",
+        "reproduce trials session",
         "plugin shell doctor components mutate bisect command",
         "commands",
         "cli",
@@ -42,7 +42,7 @@ DOORS = {
     "subprocess": ("machine/process.py", "images/tools.py"),
     "celpy": ("scenario/",),
     "yaml": ("strict_yaml.py",),
-    "pytest": ("plugin.py", "cli.py"),
+    "pytest": ("session.py", "plugin.py", "cli.py"),
     "sqlite3": ("records/history.py",),
 }
 

@@ -151,7 +151,7 @@ def test_emulation_that_was_asked_for(host: Host) -> None:
 
 def test_a_guest_of_another_architecture(host: Host) -> None:
     judge = KvmJudge(host.directory, never, "x")
-    assert choose("auto", "arm64", judge) == Accelerator("tcg", "a arm64 guest on a amd64 host needs emulation")
+    assert choose("auto", "arm64", judge) == Accelerator("tcg", "a guest of arm64 on a host of amd64 needs emulation")
     with pytest.raises(HostError, match="needs emulation") as caught:
         choose("kvm", "arm64", judge)
     assert caught.value.hint is not None

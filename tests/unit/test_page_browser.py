@@ -1,4 +1,6 @@
-"""The page in a real browser: on a phone, on paper, and where its jumps lead. Needs Debian's ``chromium``."""
+"""The page in a real browser: on a phone, on paper, and where its jumps lead. Needs Debian's ``chromium``,
+which is too big for every ``make test``: ``make test-nightly`` installs it.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,12 @@ import pytest
 
 from harness.report.page.write import write_page
 from harness.result import Crash, Verdict
+from tests.programs import needs
 from tests.unit.records import result
 from tests.unit.test_page import CRASH, EVIL, read
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium")
+pytestmark = needs("chromium", "test-nightly")
 
 #: Looks at the page in a frame as wide as a telephone, then follows its jump to the crash.
 PROBE = """<!doctype html><body><iframe id=f src="page/index.html" style="width:360px;height:640px;border:0"></iframe>

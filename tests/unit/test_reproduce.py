@@ -20,8 +20,8 @@ from harness.images.under_test import Candidate
 from harness.progress import SilentProgress
 from harness.reproduce import read_earlier
 from harness.result import UnderTest, Verdict
-from harness.runner import blank_result
 from harness.testbed import LoadedModule
+from harness.unrun import blank_result
 from harness.workspace import Workspace
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"

@@ -9,6 +9,7 @@ import struct
 import subprocess
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -241,6 +242,35 @@ def test_a_module_that_does_not_fit(bench: Bench, machine: int, release: str, wo
     done = bench.run("--under-test", f"virtio_balloon={path}", story)
     done.came_to(2, "error", "--under-test virtio_balloon: ", "hint: ", *words)
     nothing_booted(done)
+
+
+PATCH = """\
+--- a/drivers/virtio/virtio_balloon.c
++++ b/drivers/virtio/virtio_balloon.c
+@@ -1,2 +1,2 @@
+-// no line of that file
++#error
+ // nor this one
+"""
+
+
+@quick
+def test_code_that_does_not_build_keeps_no_other_scenario_from_running(bench: Bench) -> None:
+    """What could not run has a result, a place in JUnit XML and on the page like what ran."""
+    patch, junit, page = bench.root / "mine.patch", bench.root / "junit.xml", bench.root / "page"
+    patch.write_text(PATCH)
+    stories = [bench.scenario("uses", load=[{"guest": "virtio_balloon"}]), bench.scenario("does-not")]
+    arguments: list[str | Path] = ["--under-test", f"virtio_balloon={patch}", "--junit", junit, "--report", page]
+    done = bench.run(*arguments, *stories)
+    assert done.status == 2, done.text
+    assert {item["id"]: item["verdict"] for item in done.scenarios} == {"uses": "error", "does-not": "pass"}
+    for item in done.scenarios:
+        assert (Path(item["results"]) / "result.json").is_file()
+    uses = next(item for item in done.scenarios if item["id"] == "uses")
+    assert "mine.patch" in uses["reason"]
+    errors = {str(case.get("name")): case.find("error") for case in ElementTree.parse(junit).iter("testcase")}
+    assert {name: error is not None for name, error in errors.items()} == {"uses": True, "does-not": False}
+    assert "mine.patch" in (page / "index.html").read_text()
 
 
 @only_all

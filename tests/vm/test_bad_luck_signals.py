@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -71,14 +73,20 @@ def test_a_harness_that_is_killed_takes_its_machine_with_it(bench: Bench, phases
 )
 def test_a_harness_that_is_interrupted(bench: Bench, number: signal.Signals, phase: str) -> None:
     """A second Ctrl-C, for the impatient, does not spoil what the first one began."""
-    run = bench.start_run(sleeper(bench), bench.scenario("never"))
+    junit = bench.root / "junit.xml"
+    run = bench.start_run("--junit", junit, sleeper(bench), bench.scenario("never"))
     run.wait_for(SIGNS[phase])
     run.until(lambda: list(bench.root.glob("results/*/console-guest.log")), "the guest's first words")
     run.signal(number)
     time.sleep(0.02)
     run.signal(signal.SIGINT)
     done = run.wait()
-    result = done.came_to(2, "error", "interrupted", f"during {phase}")
+    never = next(item for item in done.scenarios if item["id"] == "never")
+    assert (never["verdict"], "before this began" in never["reason"]) == ("error", True)
+    assert (Path(never["results"]) / "result.json").is_file()
+    assert {case.get("name") for case in ElementTree.parse(junit).iter("testcase")} == {"sleeper", "never"}
+    begun = replace(done, summary={"scenarios": [item for item in done.scenarios if item is not never]})
+    result = begun.came_to(2, "error", "interrupted", f"during {phase}")
     assert "interrupted: 1 not begun" in done.text
     assert "Traceback" not in done.text
     assert done.seconds < UNWAITED_S
@@ -99,9 +107,9 @@ def test_an_interruption_during_teardown_comes_after_it(bench: Bench, number: si
         assert done.status == 2, done.text
         assert "interrupted" in done.text
         bench.nothing_is_left()
-        if len(done.scenarios) == 1:
+        result, *others = done.scenarios
+        if all("before this began" in item["reason"] for item in others):
             break
-    result = done.only
     assert result["id"] == "first"
     written = json.loads((Path(result["results"]) / "result.json").read_text())
     assert written["verdict"] == result["verdict"]
@@ -123,6 +131,9 @@ def test_an_interruption_of_a_run_with_workers(bench: Bench) -> None:
         run.signal(number)
         done = run.wait()
         assert done.status == (2 if number != signal.SIGKILL else -number), done.text
+        if number != signal.SIGKILL:
+            assert {item["id"]: item["verdict"] for item in done.scenarios} == {"sleeper": "error", "second": "error"}
+            assert all("interrupted" in item["reason"] for item in done.scenarios)
         until(lambda: not bench.processes(), "the workers' end")
         bench.nothing_is_left()
 

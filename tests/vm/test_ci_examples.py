@@ -5,6 +5,7 @@ Those are the checkout, caches and artifacts. Each job has a clone of its own, a
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -27,6 +29,18 @@ EXAMPLES = CHECKOUT / "examples" / "ci"
 POLICY = "policy: the smoke test has passed\nrequire:\n  - tags: [smoke]\n"
 #: The part of the catalogue that is in the clones: enough for two shards, and minutes instead of a quarter of an hour.
 FEATURES = None if ALL else ("balloon", "vtd")
+#: Takes the place of the catalogue where a night is to fail: in each of two shards, one thing that does.
+PLANTED = """\
+scenario: planted
+feature: balloon
+tags: [smoke]
+boot: {machine: pc, memory_mib: 512%s}
+drive:
+  - guest.run: {as: said, argv: [echo, hello]}
+assert:
+  - said.stdout == 'good bye'
+"""
+WRONG = {"fails": "", "never-comes-up": ", kernel_args: [rdinit=/bin/nonexistent]"}
 
 
 @dataclass
@@ -34,10 +48,12 @@ class Service:
     """What a CI service keeps between jobs.
 
     :ivar images: where the cache of images really is.
+    :ivar unlucky: whether all scenarios are planted ones, which do not pass.
     """
 
     root: Path
     images: Path
+    unlucky: bool = False
 
     @property
     def artifacts(self) -> Path:
@@ -50,6 +66,11 @@ class Service:
         for directory in (target / "scenarios").iterdir():
             if directory.is_dir() and FEATURES is not None and directory.name not in FEATURES:
                 shutil.rmtree(directory)
+        if self.unlucky:
+            shutil.rmtree(target / "scenarios")
+            for name, changed in WRONG.items():
+                (target / "scenarios" / "balloon").mkdir(parents=True, exist_ok=True)
+                (target / "scenarios" / "balloon" / f"{name}.yaml").write_text(PLANTED % changed)
         return target
 
     def restore(self, workspace: Path, path: str) -> None:
@@ -65,16 +86,25 @@ class Service:
             (self.root / "caches").mkdir(exist_ok=True)
             shutil.copy(workspace / path, self.root / "caches" / path)
 
-    def upload(self, workspace: Path, patterns: list[str]) -> list[str]:
+    def upload(self, workspace: Path, name: str, patterns: list[str], *, inner: bool = False) -> list[str]:
+        """Keep an artifact.
+
+        :param inner: whether of a single directory its content is kept, as GitHub does.
+        :return: what was found, by its name in the workspace.
+        """
         found = [path for pattern in patterns for path in workspace.glob(pattern)]
+        target = self.artifacts / name
         for path in found:
-            target = self.artifacts / path.name
-            target.parent.mkdir(exist_ok=True)
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, target)
+            if path.is_dir():
+                shutil.copytree(path, target if inner and len(patterns) == 1 else target / path.name)
+            else:
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target / path.name)
         return [path.name for path in found]
 
     def download(self, workspace: Path) -> None:
-        shutil.copytree(self.artifacts, workspace, dirs_exist_ok=True)
+        for artifact in self.artifacts.iterdir():
+            shutil.copytree(artifact, workspace, dirs_exist_ok=True)
 
     def shell(self, workspace: Path, script: str, environment: Mapping[str, str]) -> int:
         """One step; its output goes to pytest, which shows it when the test fails."""
@@ -117,7 +147,7 @@ def github_job(service: Service, workflow: dict[str, Any], name: str, matrix: Ma
             case "actions/cache" | "actions/cache/restore":
                 service.restore(workspace, told["path"])
             case "actions/upload-artifact":
-                assert service.upload(workspace, told["path"].split()), f"nothing to upload: {told}"
+                assert service.upload(workspace, told["name"], told["path"].split(), inner=True), f"nothing for {told}"
             case "actions/download-artifact":
                 service.download(workspace)
             case other:
@@ -153,7 +183,7 @@ def gitlab_job(service: Service, pipeline: dict[str, Any], name: str, index: int
     if job.get("after_script"):
         service.shell(workspace, "\n".join(job["after_script"]), environment)
     reports = list(job["artifacts"]["reports"].values())
-    uploaded = service.upload(workspace, [*job["artifacts"]["paths"], *reports])
+    uploaded = service.upload(workspace, f"{name}-{index}", [*job["artifacts"]["paths"], *reports])
     assert len(uploaded) >= len(reports) + 1
     for cache in job["cache"]:
         if cache.get("policy") != "pull":
@@ -166,14 +196,49 @@ def test_gitlab(service: Service) -> None:
     pipeline = read(EXAMPLES / "gitlab.yml").value
     for index in range(1, pipeline["scenarios"]["parallel"] + 1):
         assert gitlab_job(service, pipeline, "scenarios", index)
-        shutil.rmtree(service.artifacts / "results")  # GitLab keeps each job's apart
     assert gitlab_job(service, pipeline, "gate")
     check_what_is_left(service, "gate-1")
 
 
-def check_what_is_left(service: Service, gate: str) -> None:
-    assert {"summary-1.json", "summary-2.json", "junit-1.xml", "junit-2.xml", "report"} <= {
-        path.name for path in service.artifacts.iterdir()
-    }
-    assert "passed" in (service.artifacts / "report" / "index.html").read_text()
+def check_what_is_left(service: Service, gate: str, told: str = "passed") -> None:
+    kept = {path.name for path in service.artifacts.rglob("*")}
+    assert {"summary-1.json", "summary-2.json", "junit-1.xml", "junit-2.xml"} <= kept
+    (page,) = service.artifacts.rglob("index.html")
+    assert told in page.read_text()
     assert (service.root / gate / "history.sqlite").is_file()
+
+
+def test_github_when_scenarios_do_not_pass(service: Service) -> None:
+    """Steps fail, and each artifact that the workflow names is there, with what a person needs to go on."""
+    service.unlucky = True
+    workflow = read(EXAMPLES / "github.yml").value
+    for shard in workflow["jobs"]["scenarios"]["strategy"]["matrix"]["shard"]:
+        assert not github_job(service, workflow, "scenarios", {"shard": shard})
+    assert not github_job(service, workflow, "gate", {})
+    check_what_failed(service, "gate", [service.artifacts / f"results-{shard}" for shard in (1, 2)])
+
+
+def test_gitlab_when_scenarios_do_not_pass(service: Service) -> None:
+    service.unlucky = True
+    pipeline = read(EXAMPLES / "gitlab.yml").value
+    for index in (1, 2):
+        assert not gitlab_job(service, pipeline, "scenarios", index)
+    assert not gitlab_job(service, pipeline, "gate")
+    check_what_failed(service, "gate-1", [service.artifacts / f"scenarios-{index}" / "results" for index in (1, 2)])
+
+
+def check_what_failed(service: Service, gate: str, results: list[Path]) -> None:
+    check_what_is_left(service, gate, "1 failed, 1 errors")
+    verdicts = {}
+    for directory in results:
+        (scenario,) = directory.iterdir()
+        assert {"console-guest.log", "qemu.argv", "evidence.json", "repro.sh"} <= {
+            item.name for item in scenario.iterdir()
+        }
+        verdicts[scenario.name] = json.loads((scenario / "result.json").read_text())["verdict"]
+    assert verdicts == {"balloon-fails": "fail", "balloon-never-comes-up": "error"}
+    cases = [
+        case for file in service.artifacts.rglob("junit-*.xml") for case in ElementTree.parse(file).iter("testcase")
+    ]
+    kinds = {str(case.get("name")): {child.tag for child in case} - {"properties"} for case in cases}
+    assert kinds == {"fails": {"failure"}, "never-comes-up": {"error"}}
