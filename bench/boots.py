@@ -25,7 +25,8 @@ from harness.machine.initrd import write_initrd
 from harness.machine.machine import BootFiles, Machine, write_disks
 from harness.machine.scratch import scratch_directory
 from harness.machine.snapshot import fork, take_up
-from harness.machine.spec import GRUB, Plan, Wiring, qemu_argv
+from harness.machine.spec import Plan, Wiring, qemu_argv
+from harness.under_test import stock
 from harness.workspace import Workspace
 
 COLD = """\
@@ -73,18 +74,8 @@ class Saved:
 def subject(workspace: Workspace, name: str) -> Subject:
     """A profile's machine with its first kernel and no modules but the early ones."""
     profile = workspace.profiles[name]
-    images, xen = workspace.images, profile.hypervisor
-    kernel = images.kernel(profile.kernels[0], profile.arch)
-    root = [images.rootfs(name, profile.arch) for name in (profile.rootfs, *((xen.tools,) if xen else ()))]
-    segments = (*root, images.segment(kernel, profile.early_modules, []))
-    files = BootFiles(kernel.image, segments)
-    if xen is not None:
-        hypervisor = images.hypervisor(xen.names[0], profile.arch).image
-        files = BootFiles(kernel.image, segments, hypervisor)
-        if xen.loader == GRUB:
-            files = BootFiles(kernel.vmlinuz, segments, hypervisor, loader=images.bootloader(GRUB))
-    plan = Plan(profile, profile.kernels[0], profile.memory_mib, profile.vcpus)
-    return Subject(plan, files, workspace.accelerator("auto", profile.arch))
+    files = stock(workspace.images, profile).boot_files(profile)
+    return Subject(Plan.of(profile), files, workspace.accelerator("auto", profile.arch))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.machine.initrd import write_initrd
+from harness.under_test import stock
 from harness.workspace import Workspace
 
 ENVIRONMENT = Path(".bench")
@@ -99,12 +100,10 @@ class Labgrid(Peer):
     def prepare(self) -> None:
         """See :class:`Peer`."""
         profile = self._workspace.profiles["pc"]
-        images = self._workspace.images
-        kernel = images.kernel(profile.kernels[0], profile.arch)
+        files = stock(self._workspace.images, profile).boot_files(profile)
         initrd = self._directory / "labgrid.initrd"
-        segments = (images.rootfs(profile.rootfs, profile.arch), images.segment(kernel, profile.early_modules, []))
-        write_initrd(initrd, segments, None)
-        values = {"initrd": initrd, "kernel": kernel.image, "qemu": shutil.which(profile.qemu)}
+        write_initrd(initrd, files.segments, None)
+        values = {"initrd": initrd, "kernel": files.kernel, "qemu": shutil.which(profile.qemu)}
         text = LABGRID_CONFIGURATION.format(kernel_args=" ".join(profile.kernel_args), **values)
         (self._directory / "labgrid.yaml").write_text(text)
         (self._directory / "labgrid.py").write_text(LABGRID)

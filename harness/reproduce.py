@@ -12,6 +12,7 @@ from harness.images.under_test import KERNEL, XEN, Candidate, Override, parse_ov
 from harness.records.read import ReadScenario, ReadUnderTest, read_results
 from harness.scenario.model import Scenario
 from harness.testbed import LoadedModule
+from harness.under_test import hypervisor_of, kernel_of
 from harness.workspace import Workspace
 
 _RESULT = "result.json"
@@ -105,12 +106,12 @@ def _scenario(workspace: Workspace, directory: Path, result: ReadScenario) -> Sc
 def _check_images(workspace: Workspace, scenario: Scenario, then: Mapping[str, str], tested: Mapping[str, str]) -> None:
     """See that what a recipe gives now is what it gave then."""
     profile, images = workspace.profiles[scenario.boot.machine], workspace.images
-    kernel = images.kernel(scenario.boot.kernel or profile.kernels[0], profile.arch)
+    kernel = images.kernel(kernel_of(scenario, profile), profile.arch)
     now = images.hashes(kernel, profile.rootfs, profile.arch)
     if KERNEL in tested:
         del now["kernel_sha256"]
-    if profile.hypervisor is not None and XEN not in tested:
-        name = scenario.boot.hypervisor or profile.hypervisor.names[0]
+    name = hypervisor_of(scenario, profile)
+    if name is not None and XEN not in tested:
         now["hypervisor"] = f"{name} {images.hypervisor(name, profile.arch).version}"
     for what, value in now.items():
         if then.get(what, value) != value:

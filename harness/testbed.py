@@ -24,13 +24,13 @@ from harness.machine.process import is_running
 from harness.machine.repro import write_repro
 from harness.machine.saved import Key, SavedMachines
 from harness.machine.scratch import scratch_directory
-from harness.machine.spec import GRUB, Plan, Profile
+from harness.machine.spec import Plan, Profile
 from harness.oops import Report
 from harness.places import cache_root
 from harness.regex import compiled
 from harness.scenario.model import Domain as DomainWishes
 from harness.scenario.model import ModuleLoad, Scenario
-from harness.under_test import Candidates
+from harness.under_test import Candidates, hypervisor_of, kernel_of
 
 _LOAD_TIMEOUT_S = 20
 #: What takes less is done again rather than saved: one that is saved costs as much, once. One with code under test is
@@ -143,10 +143,11 @@ class Testbed:
     def prepare(self) -> None:
         """Have the images at hand: from the store, or built now."""
         boot, profile = self.scenario.boot, self.profile
-        kernel = self._images.kernel(boot.kernel or profile.kernels[0], profile.arch)
+        name = kernel_of(self.scenario, profile)
+        kernel = self._images.kernel(name, profile.arch)
         plan = Plan(
             profile=profile,
-            kernel=boot.kernel or profile.kernels[0],
+            kernel=name,
             memory_mib=boot.memory_mib or profile.memory_mib,
             vcpus=boot.vcpus or profile.vcpus,
             kernel_args=tuple(boot.kernel_args),
@@ -194,25 +195,19 @@ class Testbed:
         self._stack.enter_context(admitted(cache_root() / "admission", need, host_capacity(), on_wait))
 
     def _boot_files(self, kernel: Kernel) -> BootFiles:
-        boot, profile, xen = self.scenario.boot, self.profile, self.profile.hypervisor
-        rootfs = self._images.rootfs(profile.rootfs, profile.arch)
-        name = None if xen is None else boot.hypervisor or xen.names[0]
-        own = {item.module for item in self.scenario.load if item.layer == profile.layer}
+        scenario, profile = self.scenario, self.profile
+        name = hypervisor_of(scenario, profile)
+        own = {item.module for item in scenario.load if item.layer == profile.layer}
         main = self._add_candidates(kernel, profile.early_modules, own, hypervisor=name)
-        if xen is None:
-            return BootFiles(main.kernel_image, (rootfs, main.segment))
-        hypervisor, version = main.hypervisor
-        self.versions["hypervisor"] = f"{name} {version}"
-        segments = (rootfs, self._images.rootfs(xen.tools, profile.arch), main.segment)
-        domain = None
-        if boot.domains:
-            theirs = {item.module for item in self.scenario.load if item.layer != profile.layer}
-            domains = self._add_candidates(kernel, (), theirs, late=False)
-            domain = DomainFiles(domains.kernel_image, (rootfs, domains.segment))
-        if xen.loader != GRUB:
-            return BootFiles(main.kernel_image, segments, hypervisor, domain)
-        image = main.kernel_image if KERNEL in self.overrides else kernel.vmlinuz
-        return BootFiles(image, segments, hypervisor, domain, self._images.bootloader(GRUB))
+        if name is not None:
+            _, version = main.hypervisor
+            self.versions["hypervisor"] = f"{name} {version}"
+        if not scenario.boot.domains:
+            return main.boot_files(profile)
+        theirs = {item.module for item in scenario.load if item.layer != profile.layer}
+        domains = self._add_candidates(kernel, (), theirs, late=False)
+        rootfs = self._images.rootfs(profile.rootfs, profile.arch)
+        return main.boot_files(profile, DomainFiles(domains.kernel_image, (rootfs, domains.segment)))
 
     def _add_candidates(
         self,

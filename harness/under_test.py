@@ -12,8 +12,9 @@ from harness.errors import HostError, Unsupported
 from harness.images import Images, Kernel
 from harness.images.modules import DIRECTORY, build_id, module_name
 from harness.images.under_test import KERNEL, XEN, Candidate, Override
-from harness.machine.machine import Machine
-from harness.machine.spec import Profile
+from harness.machine.initrd import DomainFiles
+from harness.machine.machine import BootFiles, Machine
+from harness.machine.spec import GRUB, Profile
 from harness.result import UnderTest
 from harness.scenario.model import Scenario
 
@@ -22,6 +23,24 @@ def components_of(scenario: Scenario, profile: Profile) -> frozenset[str]:
     """What a scenario uses that can be put under test."""
     own = {XEN} if profile.hypervisor is not None else set()
     return frozenset({KERNEL, *own, *(item.module for item in scenario.load)})
+
+
+def kernel_of(scenario: Scenario, profile: Profile) -> str:
+    """Which kernel a scenario boots: the one that it names, or its machine's first."""
+    return scenario.boot.kernel or profile.kernels[0]
+
+
+def hypervisor_of(scenario: Scenario, profile: Profile) -> str | None:
+    """Which hypervisor a scenario boots; None where its machine has none."""
+    return None if profile.hypervisor is None else scenario.boot.hypervisor or profile.hypervisor.names[0]
+
+
+def stock(images: Images, profile: Profile) -> Candidates:
+    """What a machine boots of itself: its first kernel and hypervisor, and no module but the early ones."""
+    hypervisor = profile.hypervisor.names[0] if profile.hypervisor else None
+    return Candidates(
+        images, {}, images.kernel(profile.kernels[0], profile.arch), profile.early_modules, (), hypervisor
+    )
 
 
 def _place(module: str) -> str:
@@ -82,6 +101,21 @@ class Candidates:
     def kernel_image(self) -> Path:
         """What is booted."""
         return self._tested_kernel.path if self._tested_kernel else self.kernel.image
+
+    def boot_files(self, profile: Profile, domain: DomainFiles | None = None) -> BootFiles:
+        """What the machine boots.
+
+        :param domain: what its domains do.
+        """
+        root, xen = self.images.rootfs(profile.rootfs, profile.arch), profile.hypervisor
+        if xen is None:
+            return BootFiles(self.kernel_image, (root, self.segment))
+        segments = (root, self.images.rootfs(xen.tools, profile.arch), self.segment)
+        hypervisor, _ = self.hypervisor
+        if xen.loader != GRUB:
+            return BootFiles(self.kernel_image, segments, hypervisor, domain)
+        image = self._tested_kernel.path if self._tested_kernel else self.kernel.vmlinuz
+        return BootFiles(image, segments, hypervisor, domain, self.images.bootloader(GRUB))
 
     @property
     def release(self) -> str:

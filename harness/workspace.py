@@ -21,7 +21,7 @@ from harness.machine.accel import (
     choose,
     host_architecture,
 )
-from harness.machine.machine import BootFiles, Machine
+from harness.machine.machine import Machine
 from harness.machine.profiles import describe, load_profiles
 from harness.machine.saved import SavedMachines
 from harness.machine.scratch import scratch_directory, sweep
@@ -31,7 +31,7 @@ from harness.progress import Progress
 from harness.scenario.load import load_file, load_paths
 from harness.scenario.model import Catalogue, Scenario
 from harness.steps.base import Verb, find_features, find_verbs
-from harness.under_test import Candidates, components_of
+from harness.under_test import Candidates, components_of, hypervisor_of, kernel_of, stock
 
 #: Builds wait for the network as long as for the processor.
 _BUILDERS = 4
@@ -138,8 +138,7 @@ class Workspace:
         for scenario in scenarios:
             machine = scenario.boot.machine
             profile = self.profiles[machine]
-            kernel = scenario.boot.kernel or profile.kernels[0]
-            hypervisor = scenario.boot.hypervisor or (profile.hypervisor.names[0] if profile.hypervisor else None)
+            kernel, hypervisor = kernel_of(scenario, profile), hypervisor_of(scenario, profile)
             used = self.components_of(scenario) & frozenset(overrides or ())
             users.setdefault(Needed(machine, kernel, hypervisor, used), []).append(scenario.id)
         refused = dict(self.build_profiles(users))
@@ -208,7 +207,7 @@ class Workspace:
         if component not in self.components_of(scenario):
             return False
         if component == KERNEL:
-            recipe = self.recipes.kernel(scenario.boot.kernel or profile.kernels[0])
+            recipe = self.recipes.kernel(kernel_of(scenario, profile))
             return bool(profile.small_kernel) and recipe.build is not None
         return self.images.builds(component, profile.arch)
 
@@ -237,18 +236,15 @@ class Workspace:
         if profile is None:
             raise HostError(f"no machine profile has this host's architecture, {host_architecture()}")
         self.progress.message("proving KVM: booting a guest under it")
-        kernel = self.images.kernel(profile.kernels[0], profile.arch)
-        segments = (
-            self.images.rootfs(profile.rootfs, profile.arch),
-            self.images.segment(kernel, profile.early_modules, []),
-        )
-        patient = profile.model_copy(update={"boot_timeout_s": PROOF_TIMEOUT_S})
-        plan = Plan(patient, profile.kernels[0], profile.memory_mib, profile.vcpus)
+        files = stock(self.images, profile).boot_files(profile)
+        plan = Plan.of(profile.model_copy(update={"boot_timeout_s": PROOF_TIMEOUT_S}))
         accelerator = Accelerator("kvm", "being proved")
-        with TemporaryDirectory(prefix="harness-kvm-") as results, scratch_directory() as scratch:
-            files = BootFiles(kernel.image, segments)
-            with Machine(plan, files, accelerator, results=Path(results), scratch=scratch) as machine:
-                machine.boot(EmulationWatch())
+        with (
+            TemporaryDirectory(prefix="harness-kvm-") as results,
+            scratch_directory() as scratch,
+            Machine(plan, files, accelerator, results=Path(results), scratch=scratch) as machine,
+        ):
+            machine.boot(EmulationWatch())
 
     def sweep(self) -> None:
         """Remove what killed runs left behind."""

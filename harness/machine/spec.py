@@ -197,6 +197,11 @@ class Plan:
     until: str | None = None
     trace: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, profile: Profile) -> Self:
+        """A profile's own machine, with its first kernel."""
+        return cls(profile, profile.kernels[0], profile.memory_mib, profile.vcpus)
+
     @property
     def command_line(self) -> str:
         """The kernel's command line."""

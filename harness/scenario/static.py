@@ -22,6 +22,7 @@ from harness.validate import did_you_mean, one_of
 FUNCTIONS = frozenset({"double", "dyn", "has", "int", "size", "string"})
 METHODS = frozenset({"contains", "endsWith", "matches", "size", "startsWith"}) | MACROS
 
+_EQUALITY = ("_==_", "_!=_")
 _OPERATORS: Mapping[str, str] = {
     "addition_add": "_+_",
     "addition_sub": "_-_",
@@ -122,6 +123,8 @@ class _Checker:
             [{"double"}, {"int"}],
         )
         hint = "convert one side with int(...) or double(...)" if numbers else None
+        if name in _EQUALITY and all(len(argument) == 1 and argument[0].items for argument in arguments):
+            hint = "their items are {} and {}".format(*(kinds(argument[0].items) for argument in arguments))
         return self.fault(f"{no_overload(name, tuple(map(kinds, arguments)))}: {self._source(node)}", hint)
 
     def _choice(self, node: Any, scope: Mapping[str, Types]) -> Types:
@@ -264,6 +267,13 @@ def _elements(found: Type) -> Types:
     return {"list": found.items, "map": STRING, "dyn": DYN}.get(found.kind, ())
 
 
+def _comparable(left: Type, right: Type) -> bool:
+    """Whether the items of two lists, or of two maps, may be equal: they are compared one by one. What else, may."""
+    if left.kind != right.kind or not (left.items and right.items):
+        return True
+    return any(_results("_==_", pair) for pair in product(left.items, right.items))
+
+
 def _results(name: str, arguments: Sequence[Type]) -> Types:
     """The types that an operation may give; none when it does not exist for these types."""
     given = [argument.kind for argument in arguments]
@@ -274,6 +284,8 @@ def _results(name: str, arguments: Sequence[Type]) -> Types:
     ]
     if name == "_[_]" and found:
         return arguments[0].items or DYN
+    if name in _EQUALITY and not _comparable(*arguments):
+        return ()
     if (
         name == "_in_"
         and given[1] == "list"

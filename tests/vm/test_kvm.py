@@ -140,7 +140,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     with own.open("wb") as out:
         pack(tree, out)
     segments = (images.rootfs(profile.rootfs, profile.arch), images.segment(kernel, profile.early_modules, []), own)
-    plan = Plan(profile, profile.kernels[0], profile.memory_mib, profile.vcpus)
+    plan = Plan.of(profile)
     with scratch_directory() as scratch:
         files = BootFiles(kernel.image, segments)
         accelerator = Accelerator("tcg", "KVM is what is emulated here")
