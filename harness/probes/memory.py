@@ -189,6 +189,8 @@ def hog_allocate(leave_mib: int) -> dict[str, int]:
     except OSError as error:
         if error.errno != errno.EINVAL:  # a kernel that was built without huge pages
             raise
+    # A child that only compacts has no use for it, and a kernel that must promise it twice refuses the fork.
+    _hog.madvise(mmap.MADV_DONTFORK)
     count = size // PAGE
     _hog[::PAGE] = b"\1" * count
     address = _address_of(_hog)

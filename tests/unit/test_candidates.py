@@ -11,7 +11,10 @@ import pytest
 
 from harness.deadline import Deadline
 from harness.errors import HostError, Unsupported
+from harness.images import Recipes
 from harness.images.under_test import Candidate, Override
+from harness.machine.profiles import load_profiles
+from harness.scenario.model import Domain as DomainWishes
 from harness.testbed import Testbed
 from harness.under_test import Candidates, recorded
 
@@ -160,3 +163,21 @@ def test_what_is_built_in_cannot_be_loaded_later(tmp_path: Path) -> None:
     bed._candidates = [small, small]
     with pytest.raises(Unsupported, match="module guest cannot be loaded later: it is built in"):
         bed._check_later()
+
+
+@pytest.mark.parametrize(
+    ("release", "devices", "kept_away"),
+    [("6.12.1-small", 1, True), ("6.12.1-small", 0, False), (RELEASE, 1, False)],
+)
+def test_a_built_in_driver_is_kept_from_devices_without_a_backend(
+    tmp_path: Path, release: str, devices: int, *, kept_away: bool
+) -> None:
+    bed = object.__new__(Testbed)
+    bed.domains, bed.results = {}, tmp_path
+    bed.profile = load_profiles(Recipes().root / "machines")["xen-arm64"]
+    bed._candidates = [candidates(Shelf(release), ["kernel"], tmp_path)]
+    machine: Any = SimpleNamespace(watch=lambda console: None)
+    bed._add_domain(machine, "guest", DomainWishes(virtio_mmio=devices, kernel_args=("a=b",)))
+    line = bed.domains["guest"].plan.command_line
+    assert line.startswith("console=hvc0 harness.role=domu ") and "a=b" in line
+    assert line.endswith(" initcall_blacklist=virtio_mmio_init") is kept_away
