@@ -55,8 +55,10 @@ def main() -> None:
         sys.exit("the plain script needs ssh: install openssh-client")
     workspace = Workspace(PlainProgress(sys.stderr))
     findings = Findings(options.output)
-    booted = boots.bench(workspace, options.profiles or list(workspace.profiles), options.rounds)
-    findings.add({"boots": booted}, targets.of_boots(booted))
+    booted: dict[str, Measured] = {}
+    for name, measured in boots.bench(workspace, options.profiles or list(workspace.profiles), options.rounds):
+        booted[name] = measured
+        findings.add({"boots": booted}, targets.of_boots({name: measured}))
     whole: Measured = {}
     nth: dict[str, float] = {}
     if not options.boots_only:

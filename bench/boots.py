@@ -33,8 +33,8 @@ COLD = """\
 {qemu} >{console} 2>&1 </dev/null &
 qemu=$!
 trap 'kill -9 $qemu' EXIT
-until grep -qs 'harness: ready' {console}; do sleep 0.02; done
-until {ssh} true 2>/dev/null; do sleep 0.02; done
+until grep -qs 'harness: ready' {console}; do kill -0 $qemu && sleep 0.02 || exit; done
+until {ssh} true 2>/dev/null; do kill -0 $qemu && sleep 0.02 || exit; done
 """
 
 #: A state that was saved while the machine ran goes on by itself.
@@ -42,8 +42,8 @@ WARM = """\
 {qemu} -incoming 'exec:cat {state}; touch {read}' >{console} 2>&1 </dev/null &
 qemu=$!
 trap 'kill -9 $qemu' EXIT
-until [ -e {read} ]; do sleep 0.02; done
-until {ssh} true 2>/dev/null; do sleep 0.02; done
+until [ -e {read} ]; do kill -0 $qemu && sleep 0.02 || exit; done
+until {ssh} true 2>/dev/null; do kill -0 $qemu && sleep 0.02 || exit; done
 """
 
 
@@ -150,7 +150,7 @@ def with_script(machine: Subject, saved: Saved | None = None) -> float:
         )
         write_disks(machine.plan, machine.files, wiring)
         qemu = shlex.join(qemu_argv(machine.plan, wiring, machine.accelerator.name))
-        qemu = qemu.replace("127.0.0.1:0-", f"127.0.0.1:{port}-")
+        qemu = qemu.replace("127.0.0.1:0-:22", f"127.0.0.1:{port}-:22")
         ssh = (
             f"ssh -i {key} -o UserKnownHostsFile={known} -o ConnectTimeout=5 -o BatchMode=yes -p {port} root@127.0.0.1"
         )
@@ -167,10 +167,9 @@ def with_script(machine: Subject, saved: Saved | None = None) -> float:
         return time.monotonic() - started
 
 
-def bench(workspace: Workspace, profiles: Sequence[str], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Boots and restores of each profile, by script and by harness: every measurement, in seconds."""
-    print("\nQEMU's start to the first command")
-    report = {}
+def bench(workspace: Workspace, profiles: Sequence[str], rounds: int) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """Boots and restores of each profile in turn, by script and by harness: every measurement, in seconds."""
+    print("\nQEMU's start to the first command", flush=True)
     for name in profiles:
         machine = subject(workspace, name)
         with tempfile.TemporaryDirectory(dir=workspace.store.root) as directory:
@@ -181,6 +180,6 @@ def bench(workspace: Workspace, profiles: Sequence[str], rounds: int) -> dict[st
                 "script warm": partial(with_script, machine, saved),
                 "harness warm": partial(with_harness_warm, machine, saved),
             }
-            report[name] = in_turns(sides, rounds)
-        show(name, report[name])
-    return report
+            measured = in_turns(sides, rounds)
+        show(name, measured)
+        yield name, measured
