@@ -61,6 +61,8 @@ def of_boots(boots: Mapping[str, Measured]) -> Iterator[Target]:
     """What the harness adds to the plain script, and what a first command takes."""
     for name, sides in boots.items():
         median = {side: statistics.median(values) for side, values in sides.items()}
+        if len(median) < 4:  # one side never worked, which was told
+            continue
         share = 100 * (median["harness cold"] / median["script cold"] - 1)
         added = median["harness warm"] - median["script warm"]
         yield Target(f"{name}, cold, more than the script", share, " %", most=100 * COLD_SHARE, binding=True)
