@@ -43,7 +43,7 @@ def plot(target: Path, boots: Mapping[str, Measured], processes: Measured, nth: 
     sides = list(next(iter(boots.values()), {}))
     width = 0.8 / max(1, len(sides))
     for index, side in enumerate(sides):
-        medians = [statistics.median(measured[side]) for measured in boots.values()]
+        medians = [statistics.median(measured.get(side, [0.0])) for measured in boots.values()]
         places = [place + index * width for place in range(len(boots))]
         axes[0].bar(places, medians, width, label=side)
     axes[0].set_xticks([place + 0.4 - width / 2 for place in range(len(boots))], list(boots))
