@@ -43,9 +43,10 @@ _LIMIT_BYTES = 32 << 30
 #: Nor more than this part of the disk.
 _DISK_PART = 4
 _SAVE_S = 60.0
-#: Taking one up takes 1 to 4 s under emulation. One that is not there by then is booted sooner than waited for: QEMU
-#: 7.2 does not arm the timer of an Arm CPU's EL2, and until it is set anew (probes/clocks.py) Xen may stand still.
-_TAKE_UP_S = 6.0
+#: How much of the time that its boot may take. Taking one up takes 1 to 4 s under emulation; one that is not there by
+#: then is booted sooner than waited for: QEMU 7.2 does not arm the timer of an Arm CPU's EL2, and until it is set anew
+#: (probes/clocks.py) Xen may stand still.
+_TAKE_UP_SHARE = 0.2
 #: What must be left on the disk after a machine is saved.
 _SPARE_BYTES = 2 << 30
 _HOST_CPU = re.compile(r"^(?:model name|flags|Features|cpu)\s*:.*$", re.MULTILINE)
@@ -124,7 +125,8 @@ class SavedMachines:
         entry = self._store.find(KIND, key.profile, key.arch, key.inputs)
         if entry is None:
             return None
-        deadline = Deadline.after(_TAKE_UP_S * machine.time_factor, "a saved machine to go on")
+        timeout_s = _TAKE_UP_SHARE * machine.plan.profile.boot_timeout_s * machine.time_factor
+        deadline = Deadline.after(timeout_s, "a saved machine to go on")
         try:
             self._take_up(machine, entry, deadline)
         except (HarnessError, OSError) as error:  # a damaged state may be removed before it is opened here

@@ -83,6 +83,7 @@ class _Connection:
         self._peer = peer
         self._home = home
         self._transactions: dict[int, dict[str, bytes]] = {}
+        self._begun: dict[int, dict[str, bytes]] = {}  # the store as each transaction found it
 
     def hang_up(self) -> None:
         with suppress(OSError):
@@ -183,17 +184,19 @@ class _Connection:
     def start(self, _: int, body: bytes) -> bytes:
         assert body == b"\0"
         number = 40 + len(self._transactions)
-        self._transactions[number] = dict(self.server.nodes)
+        self._transactions[number], self._begun[number] = dict(self.server.nodes), dict(self.server.nodes)
         return f"{number}".encode() + b"\0"
 
     def end(self, transaction: int, body: bytes) -> bytes:
-        copy = self._transactions.pop(transaction)
+        copy, found = self._transactions.pop(transaction), self._begun.pop(transaction)
         if body == b"F\0":
             return b"OK\0"
         if self.server.conflicts:
             self.server.conflicts -= 1
             raise InterruptedError
         before = self.server.nodes
+        if before != found:  # somebody else came in between, whose changes the copy does not have
+            raise InterruptedError
         self.server.nodes = copy
         self._fire({path for path in {*before, *copy} if before.get(path) != copy.get(path)})
         return b"OK\0"
