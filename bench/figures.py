@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import matplotlib
 
@@ -26,7 +27,7 @@ def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> Measured:
         for name, measure in sides.items():
             try:
                 measured[name].append(round(measure(), 3))
-            except HarnessError as error:
+            except (HarnessError, CalledProcessError) as error:
                 print(f"  {name} failed: {error}", flush=True)
     return {name: values for name, values in measured.items() if values}
 

@@ -21,7 +21,7 @@ from harness.machine.saved import KIND, SavedMachines
 from harness.progress import SilentProgress
 from harness.testbed import Testbed
 from harness.workspace import Needed, Workspace
-from tests.vm.conftest import ALL, Bench, Done
+from tests.vm.conftest import ALL, Bench, Done, only_all
 
 RESTORES = 100 if ALL else 10
 
@@ -138,7 +138,7 @@ _SLEPT = {"as": "slept", "layer": "guest", "argv": ["python3", "-I", "-S", "-c",
     ("machine", "memory_mib", "domains"),
     [
         ("pseries", 1024, {}),
-        pytest.param("xen-arm64", 2560, {"guest": {"vcpus": 2}}, marks=pytest.mark.skipif(not ALL, reason="all alone")),
+        pytest.param("xen-arm64", 2560, {"guest": {"vcpus": 2}}, marks=only_all),
     ],
 )
 def test_a_restored_guest_wakes_up(
