@@ -214,10 +214,8 @@ def run_gauntlet(
         gauntlet = Gauntlet(workspace, component, scenarios, accel, results, observer)
         for result in gauntlet.baseline():
             baseline.append(result)
-            console.print(
-                f"good code: {result.verdict.upper()} {escape(result.id)} ({result.seconds.total:.1f} s)",
-                highlight=False,
-            )
+            told = f"good code: {result.verdict.upper()} {escape(result.id)} ({result.seconds.total:.1f} s)"
+            console.print(told, highlight=False)
         status = summary.exit_status([item.to_json() for item in baseline])
         if status == summary.PASSED:
             for mutant in mutants:

@@ -41,7 +41,7 @@ from harness.images.under_test import (
     kernel_release,
     vermagic_of,
 )
-from harness.images.workshop import BUILTIN, KO, Workshop
+from harness.images.workshop import BUILT_IN, KO, Workshop
 from harness.images.xen_version import xen_version
 from harness.progress import Progress
 
@@ -196,7 +196,7 @@ class Images:
             version,
             replaced,
             inexact_hunks(entry.facts, override.sources),
-            frozenset(entry.facts[BUILTIN].split()) if BUILTIN in entry.facts else None,
+            frozenset(entry.facts[BUILT_IN].split()) if BUILT_IN in entry.facts else None,
         )
 
     def _given(self, override: Override, arch: Arch) -> Entry | None:

@@ -36,7 +36,8 @@ _KERNEL_FORMAT = 2
 _PATCHING_FORMAT = 1
 
 KO = "module.ko"
-BUILTIN = "builtin"
+#: The fact of a small kernel that names the modules which it has built in.
+BUILT_IN = "builtin"
 _LIST_S = 60.0
 
 
@@ -157,7 +158,7 @@ class Workshop:
                 self._progress.phase(f"building a kernel for {kernel.arch}")
                 made = small_kernel.build(toolchain, place, configs, format_, deadline)
                 shutil.copyfile(made, directory / IMAGE)
-                facts[BUILTIN] = small_kernel.builtin(place)
+                facts[BUILT_IN] = small_kernel.builtin(place)
             if format_ != "Image":
                 strip: list[str | Path] = [f"{toolchain.prefix}strip", "--strip-debug", BUILD / IMAGE]
                 toolchain.run(strip, directory, deadline)

@@ -6,18 +6,14 @@ import builtins
 import io
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-PROBES = Path(__file__).parents[2] / "harness" / "probes"
-sys.path.insert(0, str(PROBES))  # in a guest probes lie side by side
-try:
-    from harness.probes import resume
-finally:
-    sys.path.remove(str(PROBES))
+from tests.unit.probes import imported
+
+resume = imported("resume")
 
 
 class Reaped(io.StringIO):

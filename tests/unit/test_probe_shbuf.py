@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import struct
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -15,18 +11,9 @@ from hypothesis import strategies as st
 
 from harness.probes import gnttab, pgdir
 from harness.probes.xenring import BackRing, EventPage
+from tests.unit.probes import imported
 
 PAGE = 4096
-PROBES = Path(__file__).parents[2] / "harness" / "probes"
-
-
-def imported(name: str) -> ModuleType:
-    """A probe that imports others: in a guest they lie side by side."""
-    sys.path.insert(0, str(PROBES))
-    try:
-        return importlib.import_module(f"harness.probes.{name}")
-    finally:
-        sys.path.remove(str(PROBES))
 
 
 alsa, displif, granttab, sndif = map(imported, ("alsa", "displif", "granttab", "sndif"))
