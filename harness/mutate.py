@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import takewhile
+from functools import partial
+from itertools import takewhile, zip_longest
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.table import Table
 from harness.errors import BuildFailed, HarnessError, UsageError
 from harness.images.under_test import KERNEL, Override, parse_overrides
 from harness.machine.accel import Request
+from harness.parallel import ahead
 from harness.report import summary
 from harness.report.progress import Silent, for_console
 from harness.result import SCHEMA, ScenarioResult, Verdict, write_json
@@ -55,7 +57,7 @@ class Mutant:
     :param summary: the first line of its patch, which says what it breaks.
     :param by: the scenario that killed it, or where the error was.
     :param why: the assertion that does not hold, the crash, or the error.
-    :param seconds: from the patch to its fate, without what was waited for other machines to end.
+    :param seconds: until its fate and the next one's build, without what was waited for other machines to end.
     """
 
     name: str
@@ -140,12 +142,27 @@ class Gauntlet:
             yield result
         self._scenarios = passed
 
+    def run_all(self, mutants: Sequence[Override]) -> Iterator[Mutant]:
+        """Run each in turn, and build the next meanwhile; what is waited for its build counts to the one before it."""
+        for override, following in zip_longest(mutants, mutants[1:]):
+            started = time.monotonic()
+            with ahead(partial(self._build, following), HarnessError):
+                mutant = self.run(override)
+                waited = sum(item["seconds"]["wait"] for item in mutant.results)
+            mutant.seconds = time.monotonic() - started - waited
+            yield mutant
+
+    def _build(self, override: Override | None) -> None:
+        """Have a mutant for the scenario that it will most likely meet first."""
+        if override is not None:
+            for first in self._order(_told(override.contents[0])[1])[:1]:
+                self._trials.prepare(first, {self._component: override})
+
     def run(self, override: Override) -> Mutant:
         """Run scenarios against one mutant until one fails, in the order of :meth:`_order`."""
         source = override.sources[0]
         summary, meant = _told(override.contents[0])
         mutant = Mutant(source.stem, summary, Fate.SURVIVED)
-        started = time.monotonic()
         for scenario in self._order(meant):
             try:
                 result = self._trials.run(scenario, {self._component: override}, self._results / mutant.name)
@@ -162,8 +179,6 @@ class Gauntlet:
                 mutant.fate, mutant.by, mutant.why = Fate.ERROR, scenario.id, _reason(result)
                 if sum(item["verdict"] == Verdict.ERROR for item in mutant.results) >= _MAX_ERRORS:
                     break
-        waited = sum(item["seconds"]["wait"] for item in mutant.results)
-        mutant.seconds = time.monotonic() - started - waited
         return mutant
 
     def _order(self, meant: str = "") -> list[Scenario]:
@@ -218,9 +233,9 @@ def run_gauntlet(
             console.print(told, highlight=False)
         status = summary.exit_status([item.to_json() for item in baseline])
         if status == summary.PASSED:
-            for mutant in mutants:
-                done.append(gauntlet.run(mutant))
-                print_mutant(console, done[-1])
+            for mutant in gauntlet.run_all(mutants):
+                done.append(mutant)
+                print_mutant(console, mutant)
     except Interrupted as error:  # what has been found out is told all the same
         print_mutants(console, done)
         raise KeyboardInterrupt from error

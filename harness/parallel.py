@@ -1,10 +1,12 @@
-"""Independent pieces of work, side by side, which all end when the one who waits for them is interrupted."""
+"""Pieces of work side by side, or ahead of their time, which all end when the one who waits for them is interrupted."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -16,6 +18,9 @@ Refusal = TypeVar("Refusal", bound=Exception)
 _LOOK_S = 0.2
 #: What a piece of work has to unwind in, once it is to stop.
 _UNWINDING_S = 5.0
+
+#: What is done ahead gives way to what somebody waits for: what setpriority(2) adds for a thread and its children.
+_AHEAD_NICE = 10
 
 _stopped: ContextVar[threading.Event | None] = ContextVar("stopped", default=None)
 
@@ -63,14 +68,57 @@ def side_by_side(work: Mapping[Key, Callable[[], None]], refusal: type[Refusal],
     for thread in threads:
         thread.start()
     try:
-        while any(thread.is_alive() for thread in threads):
-            for thread in threads:
-                thread.join(_LOOK_S)
+        _wait(threads, stop)
     finally:
-        stop.set()
-        deadline = time.monotonic() + _UNWINDING_S
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        _end(threads, stop)
     if broken:
         raise broken[0]
     return refused
+
+
+@contextmanager
+def ahead(piece: Callable[[], object], refusal: type[Exception]) -> Iterator[None]:
+    """Do a piece of work beside the block, whose end waits for it; when the block raises, it is told to stop instead.
+
+    :param refusal: what the piece may raise: whoever needs what it was to make will meet that again.
+    """
+    broken: list[BaseException] = []
+    stop = threading.Event()
+
+    def worker() -> None:
+        _stopped.set(stop)
+        mine = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, mine, os.getpriority(os.PRIO_PROCESS, mine) + _AHEAD_NICE)
+        try:
+            piece()
+        except refusal:
+            pass
+        except BaseException as error:
+            broken.append(error)
+
+    thread = threading.Thread(target=worker, daemon=True)
+    thread.start()
+    try:
+        yield
+        _wait([thread], stop)
+    finally:
+        _end([thread], stop)
+    if broken:
+        raise broken[0]
+
+
+def _wait(threads: Sequence[threading.Thread], stop: threading.Event) -> None:
+    """Wait until they have ended; when the one who waits is itself a piece of work that is to stop, they are, too."""
+    while any(thread.is_alive() for thread in threads):
+        for thread in threads:
+            thread.join(_LOOK_S)
+        if stopped():
+            stop.set()
+
+
+def _end(threads: Sequence[threading.Thread], stop: threading.Event) -> None:
+    """Tell them to stop, and give them a moment to unwind in."""
+    stop.set()
+    deadline = time.monotonic() + _UNWINDING_S
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))

@@ -29,6 +29,11 @@ class Trials:
     keep: Literal["failed", "always"] = "always"
     fail_fast: bool = False
 
+    def prepare(self, scenario: Scenario, overrides: Mapping[str, Override]) -> None:
+        """Have what it boots, and what is under test; raises as :meth:`run`."""
+        for error in self.workspace.prepare([scenario], overrides).values():
+            raise error
+
     def run(self, scenario: Scenario, overrides: Mapping[str, Override], results: Path) -> ScenarioResult:
         """Run one.
 
@@ -37,8 +42,7 @@ class Trials:
         :raises Interrupted: see :meth:`harness.runner.Runner.run`.
         """
         workspace = self.workspace
-        for error in workspace.prepare([scenario], overrides).values():
-            raise error
+        self.prepare(scenario, overrides)
         settings = Settings(
             images=workspace.images,
             profiles=workspace.profiles,

@@ -162,12 +162,21 @@ class Store:
         with workspace(self._temporary) as directory:
             yield directory
 
-    def add(self, what: tuple[str, str, str, dict[str, Any]], built: Built, directory: Path, *, seconds: float) -> None:
+    def add(
+        self,
+        what: tuple[str, str, str, dict[str, Any]],
+        built: Built,
+        directory: Path,
+        *,
+        seconds: float,
+        replace: bool = False,
+    ) -> None:
         """Take in what was made from some inputs, unless it is there.
 
         :param what: kind, name, architecture, inputs.
         :param directory: the draft that the files lie in.
         :param seconds: what making it took.
+        :param replace: also if it is there.
         """
         key = key_of(*what)
         with (
@@ -175,7 +184,7 @@ class Store:
             held(self._locks / f"{key}.lock", Deadline.after(60, "the store's lock")),
         ):
             with suppress(DamagedObject):
-                if self._usable(key, ()) is not None:
+                if not replace and self._usable(key, ()) is not None:
                     return
             self._commit(directory, key, built, what, seconds)
 

@@ -156,6 +156,10 @@ class Monitor:
         """Run a command of the human monitor that has no QMP equivalent."""
         return str(self.execute("human-monitor-command", {"command-line": command_line}))
 
+    def read_word(self, address: int) -> int:
+        """32 bits at a physical address of the guest, a device's register for example."""
+        return int(self.human(f"xp /1wx {address:#x}").split()[-1], 16)
+
     def qemu_version(self) -> str:
         """QEMU's version, with its packager's suffix."""
         version = self.execute("query-version")

@@ -37,7 +37,7 @@ from harness.progress import Progress
 KIND = "machine"
 LIMIT_VARIABLE = "HARNESS_SAVED_MIB"
 # Counted up when saved machines of older harnesses are no longer fit to be taken up.
-_FORMAT = 1
+_FORMAT = 2
 #: The whole catalogue boots some fifty different machines, of 100 to 450 MiB each.
 _LIMIT_BYTES = 32 << 30
 #: Nor more than this part of the disk.
@@ -108,6 +108,7 @@ class SavedMachines:
     def __init__(self, store: Store, progress: Progress) -> None:
         self._store = store
         self._progress = progress
+        self._useless: list[Key] = []
 
     def key(self, profile: str, machine: Machine, stage: Mapping[str, Any]) -> Key:
         """By what a machine is found that has come to a stage.
@@ -131,6 +132,7 @@ class SavedMachines:
             self._take_up(machine, entry, deadline)
         except (HarnessError, OSError) as error:  # a damaged state may be removed before it is opened here
             machine.kill()
+            self._useless.append(key)
             self._progress.message(f"a saved {entry.name} machine is of no use, booting instead: {error}")
             return None
         facts: dict[str, Any] = json.loads(entry.facts["facts"])
@@ -146,6 +148,8 @@ class SavedMachines:
 
     def save(self, machine: Machine, key: Key, facts: Mapping[str, Any], stack: ExitStack) -> None:
         """Save a running machine, which then goes on. Hashing its state is done beside that.
+
+        One that was of no use is replaced: it would cost each run the time in which it does not go on.
 
         :param facts: what whoever takes it up must know, as JSON.
         :param stack: waits for the end of it.
@@ -171,7 +175,8 @@ class SavedMachines:
 
     def _add(self, key: Key, built: Built, directory: Path, seconds: float) -> None:
         try:
-            self._store.add((KIND, key.profile, key.arch, key.inputs), built, directory, seconds=seconds)
+            what = (KIND, key.profile, key.arch, key.inputs)
+            self._store.add(what, built, directory, seconds=seconds, replace=key in self._useless)
             self._store.prune(kind=KIND, max_bytes=limit_bytes(self._store.root))
         except HostError as error:
             self._progress.message(f"the machine could not be saved: {error.message}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,16 +112,41 @@ def mutant_of(tmp_path: Path, name: str) -> Override:
 
 def test_a_mutant_ends_at_its_first_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     course = Course({("one", "slow"): Verdict.FAIL, ("two", "slow"): Verdict.FAIL})
-    run = gauntlet(course, tmp_path, monkeypatch).run
+    made = gauntlet(course, tmp_path, monkeypatch)
     course.asked.clear()
-    one = run(mutant_of(tmp_path, "one"))
+    one, two, three = made.run_all([mutant_of(tmp_path, name) for name in ("one", "two", "three")])
     assert (one.fate, one.by, one.why, one.summary) == (Fate.KILLED, "slow", "a == 1", "Breaks it.")
     assert -200 <= one.seconds < -190, "what the host did meanwhile is not the mutant's: here no time passes"
-    two = run(mutant_of(tmp_path, "two"))
     assert two.fate is Fate.KILLED
+    assert three.fate is Fate.SURVIVED
     # the quickest first, until another has killed; four times what good code took, and no less than 30 s
-    assert course.asked == [("one", "quick", 30), ("one", "slow", 80), ("two", "slow", 80)]
-    assert run(mutant_of(tmp_path, "three")).fate is Fate.SURVIVED
+    assert course.asked[:3] == [("one", "quick", 30), ("one", "slow", 80), ("two", "slow", 80)]
+
+
+def test_the_next_mutant_is_built_while_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the scenario that it meets first; one that does not build is told of in its turn."""
+    course = Course({})
+    made = gauntlet(course, tmp_path, monkeypatch)
+    built, ran = threading.Event(), list[str]()
+    plain = Place.prepare
+
+    def prepare(self: Place, scenarios: Any, overrides: Mapping[str, Override]) -> dict[str, HarnessError]:
+        if threading.current_thread() is not threading.main_thread():
+            assert [item.id for item in scenarios] == ["quick"]
+            built.set()
+        return plain(self, scenarios, overrides)
+
+    def run(self: Course.Lane, scenario: Scenario) -> ScenarioResult:
+        ran.append(self.mutant)
+        assert built.wait(10)
+        return lane(self, scenario)
+
+    lane = Course.Lane.run
+    monkeypatch.setattr(Place, "prepare", prepare)
+    monkeypatch.setattr(Course.Lane, "run", run)
+    came = [item.fate for item in made.run_all([mutant_of(tmp_path, name) for name in ("one", "broken")])]
+    assert ran == ["one", "one"]
+    assert came == [Fate.SURVIVED, Fate.NOT_BUILT]
 
 
 def test_each_file_has_its_turn_before_another_row_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

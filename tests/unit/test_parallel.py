@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images.locks import held
 from harness.images.tools import run
-from harness.parallel import side_by_side, stopped
+from harness.parallel import ahead, side_by_side, stopped
 
 #: A piece that sleeps in a program, one that waits for a lock, and one that breaks; or a Ctrl-C instead.
 PROGRAM = """\
@@ -121,6 +122,47 @@ def test_ctrl_c_ends_programs_and_waits_for_locks(tmp_path: Path) -> None:
             finally:
                 process.kill()
     assert psutil.wait_procs(sleepers, 5)[1] == []
+
+
+def test_what_is_done_ahead_runs_beside_the_block_and_gives_way_to_it() -> None:
+    begun, seen = threading.Event(), []
+
+    def piece() -> None:
+        begun.set()
+        time.sleep(0.05)
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with ahead(piece, HostError):
+        assert begun.wait(10)
+    assert seen == [min(19, mine + 10)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
+
+
+def test_what_is_done_ahead_may_be_refused_but_not_break() -> None:
+    def refuse() -> None:
+        raise HostError("it does not build")
+
+    with ahead(refuse, HostError):
+        pass
+    with pytest.raises(ZeroDivisionError), ahead(lambda: 1 / 0, HostError):
+        pass
+
+
+def test_what_is_done_ahead_ends_when_the_block_is_interrupted() -> None:
+    """Programs that are started by pieces of the piece, too."""
+
+    def sleeper() -> None:
+        run(["sleep", "1000"], hint="", deadline=Deadline.after(900, "sleep"))
+
+    def pieces() -> None:
+        side_by_side({1: sleeper}, HostError, workers=1)
+
+    with pytest.raises(KeyboardInterrupt), ahead(pieces, HostError):
+        while not _sleepers(psutil.Process()):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert _sleepers(psutil.Process()) == []
 
 
 def _sleepers(parent: psutil.Process) -> list[psutil.Process]:
