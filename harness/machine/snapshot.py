@@ -117,8 +117,8 @@ def _stop(machine: Machine) -> None:
     """Stop the guest, at a moment when no device's interrupt waits to be taken.
 
     QEMU's GICv3 loses one that is meant for any CPU but the first: when it has been restored, it finds out what waits
-    for each CPU before it knows for which CPU each interrupt is (``arm_gicv3_post_load``, seen in 7.2). The device, whose
-    line stays up, is not heard again: a network card, say, that had a packet at the moment when the machine was saved.
+    for each CPU before it knows for which CPU each interrupt is (``arm_gicv3_post_load``, seen in 7.2). The device,
+    whose line stays up, is not heard again: a network card, say, that had a packet when the machine was saved.
     """
     monitor = machine.monitor
     monitor.execute("stop")
