@@ -8,19 +8,13 @@ import subprocess
 import sys
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.targets import LABGRID_DEBIAN, LABGRID_OURS, VIRTME
-from harness.images import Images, Recipes
 from harness.machine.initrd import write_initrd
 from harness.under_test import stock
 from harness.workspace import Workspace
 
-_RECIPES = Path(__file__).parent / "images"
-#: Nobody waits for the first boot of a system that is tested: it has been installed.
-_INSTALLED = ("systemd.firstboot=off", "systemd.mask=ldconfig.service")
 ENVIRONMENT = Path(".bench")
 _PACKAGES = ("labgrid", "virtme-ng")
 _PATIENCE_S = 300
@@ -51,9 +45,9 @@ targets:
           memory: 1024M
           kernel: kernel
           boot_args: "console=ttyS0 {kernel_args}"
-          extra_args: "-initrd {initrd} -accel tcg{accel_args} -no-reboot"
+          extra_args: "-initrd {initrd} -accel tcg,thread=single -no-reboot"
           display: none
-      - ShellDriver: {{prompt: "[^ ]*# ", login_prompt: "login: ", username: root}}
+      - ShellDriver: {{prompt: "[^ ]* # ", login_prompt: "login: ", username: root}}
 tools: {{qemu: "{qemu}"}}
 images: {{kernel: "{kernel}"}}
 """
@@ -94,59 +88,23 @@ class Peer(ABC):
             raise Unavailable(said[-1] if said else f"exit status {done.returncode}")
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
-    """What labgrid boots.
-
-    :param segments: of its initramfs, in order.
-    :param accel_args: what is said of the accelerator, with a comma before it.
-    """
-
-    kernel: Path
-    segments: Sequence[Path]
-    kernel_args: Sequence[str]
-    accel_args: str = ""
-
-
-def ours(workspace: Workspace) -> Guest:
-    """The guest that the harness boots, with all that makes its boot quick."""
-    profile = workspace.profiles["pc"]
-    files = stock(workspace.images, profile).boot_files(profile)
-    return Guest(files.kernel, files.segments, profile.kernel_args, f",thread={profile.tcg_thread}")
-
-
-def debian(workspace: Workspace) -> Guest:
-    """The same kernel with a root as Debian packages it: systemd, udev, a getty."""
-    kernel = ours(workspace).kernel
-    root = Images(Recipes(_RECIPES), workspace.store, workspace.progress).rootfs("debian", "amd64")
-    return Guest(kernel, [root], ["quiet", *_INSTALLED])
-
-
 class Labgrid(Peer):
-    """labgrid's QEMUDriver and ShellDriver, with this project's kernel.
+    """labgrid's QEMUDriver and ShellDriver, with this project's kernel and root file system."""
 
-    :param guest: gives what it boots.
-    """
+    name = "labgrid"
 
-    def __init__(self, name: str, guest: Callable[[Workspace], Guest], workspace: Workspace, directory: Path) -> None:
-        self.name = name
-        self._guest = guest
+    def __init__(self, workspace: Workspace, directory: Path) -> None:
         self._workspace = workspace
-        self._directory = directory / name.replace(" ", "-")
+        self._directory = directory
 
     def prepare(self) -> None:
         """See :class:`Peer`."""
-        guest = self._guest(self._workspace)
-        self._directory.mkdir()
-        initrd = self._directory / "initrd"
-        write_initrd(initrd, guest.segments, None)
-        text = LABGRID_CONFIGURATION.format(
-            initrd=initrd,
-            kernel=guest.kernel,
-            kernel_args=" ".join(guest.kernel_args),
-            accel_args=guest.accel_args,
-            qemu=shutil.which(self._workspace.profiles["pc"].qemu),
-        )
+        profile = self._workspace.profiles["pc"]
+        files = stock(self._workspace.images, profile).boot_files(profile)
+        initrd = self._directory / "labgrid.initrd"
+        write_initrd(initrd, files.segments, None)
+        values = {"initrd": initrd, "kernel": files.kernel, "qemu": shutil.which(profile.qemu)}
+        text = LABGRID_CONFIGURATION.format(kernel_args=" ".join(profile.kernel_args), **values)
         (self._directory / "labgrid.yaml").write_text(text)
         (self._directory / "labgrid.py").write_text(LABGRID)
 
@@ -159,7 +117,7 @@ class Labgrid(Peer):
 class VirtmeNg(Peer):
     """virtme-ng with this project's kernel and this host's root file system."""
 
-    name = VIRTME
+    name = "virtme-ng"
 
     def __init__(self, workspace: Workspace, directory: Path) -> None:
         self._workspace = workspace
@@ -203,6 +161,4 @@ def find_peers(workspace: Workspace, directory: Path) -> list[Peer]:
             print("  the peers cannot be installed")
             return []
         (ENVIRONMENT / ".ready").touch()
-    guests = {LABGRID_OURS: ours, LABGRID_DEBIAN: debian}
-    labgrids = [Labgrid(name, guest, workspace, directory) for name, guest in guests.items()]
-    return [*labgrids, VirtmeNg(workspace, directory)]
+    return [Labgrid(workspace, directory), VirtmeNg(workspace, directory)]

@@ -16,8 +16,7 @@ WARM_S = 0.4
 FIRST_COMMAND_S = {"pc": 1.0, "virt": 1.0, "pseries": 1.0, "xen-arm64": 1.6, "xen-x86": 5.0, "xen-x86-vtd": 5.0}
 #: A whole process that runs `true`, warm, and how many times sooner than a peer it ends.
 WHOLE_S = 2.0
-LABGRID_OURS, LABGRID_DEBIAN, VIRTME = "labgrid", "labgrid with Debian's root", "virtme-ng"
-TIMES_SOONER = {LABGRID_OURS: 4.0, LABGRID_DEBIAN: 4.0, VIRTME: 7.0}
+TIMES_SOONER = {"labgrid": 4.0, "virtme-ng": 7.0}
 #: The whole catalogue's warm time as a share of its cold one.
 CATALOGUE_SHARE = 0.35
 HARNESS = "harness run, warm"
