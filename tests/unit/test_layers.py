@@ -30,6 +30,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "plugin shell doctor components mutate bisect command",
         "commands",
         "cli",
+        "program",
     )
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

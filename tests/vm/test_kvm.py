@@ -103,7 +103,7 @@ class Host:
 
     def harness(self, scenario: str, *more: str) -> dict[str, Any]:
         """Run one scenario in L1 and give what the summary says of it."""
-        script = "import sys; sys.path.insert(0, '/opt/site'); from harness.cli import main; main()"
+        script = "import sys; sys.path.insert(0, '/opt/site'); from harness.program import main; main()"
         arguments = ["run", f"scenarios/{scenario}.yaml", "-k", "pc", "--json", "/tmp/s.json", "--results", "/tmp/r"]
         words = " ".join(["python3", "-c", f'"{script}"', *arguments, *more])
         self.run("sh", "-c", f"cd /opt/harness && HARNESS_CACHE=/room/cache HARNESS_STATE=/tmp/state {words}")
