@@ -116,7 +116,7 @@ class Candidates:
         if xen.loader != GRUB:
             return BootFiles(self.kernel_image, segments, hypervisor, domain)
         image = self._tested_kernel.path if self._tested_kernel else self.kernel.vmlinuz
-        return BootFiles(image, segments, hypervisor, domain, self.images.bootloader(GRUB))
+        return BootFiles(image, segments, hypervisor, domain, self.images.bootloader(GRUB), self.kernel_image)
 
     def segments(self, profile: Profile) -> tuple[Path, ...]:
         """What comes into the initramfs beside root file systems: modules and probes."""
