@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from threading import Event, Lock, Timer
 
@@ -26,8 +27,8 @@ _OUTPUT_LIMIT = 8 << 20
 _SHOWN = 4096
 _POLL_S = 0.05
 _CHUNK_BYTES = 1 << 15
-#: How long a server may take to say what it is, at most.
-_BANNER_S = 10.0
+#: How often a server that is silent is given half as much time again to say what it is: from 0.5 s to 8.5 s.
+_GROWS = 7
 #: How long a connection may take to be gone after its channels are.
 _END_S = 1.0
 #: What a command printed may come after its exit status; a process that it left running may hold its output for ever.
@@ -111,13 +112,11 @@ class Ssh:
         :raises HostError: when another machine answers than the one that was booted.
         """
 
-        patience_s = 0.5
+        attempts = count()
 
         def attempt() -> paramiko.Transport:
-            nonlocal patience_s
             check()
-            patience_s = min(2 * patience_s, _BANNER_S)
-            return _open_transport(port, identity, deadline, patience_s)
+            return _open_transport(port, identity, deadline, 0.5 * 1.5 ** min(next(attempts), _GROWS))
 
         try:
             transport = Retrying(
