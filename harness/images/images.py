@@ -393,7 +393,8 @@ class Images:
             return Built({}, manifest_packages(wanted), tree=directory / "root")
 
         inputs = {"format": _NATIVE_FORMAT, "recipe": rootfs_inputs(recipe, self._recipes)}
-        return self._store.get_or_build("native", name, arch, inputs, build, self._progress).tree
+        with self._tried_once("native", name, arch):
+            return self._store.get_or_build("native", name, arch, inputs, build, self._progress).tree
 
     def _packages(self, recipe: RootfsRecipe, arch: Arch, deadline: Deadline) -> tuple[list[Deb], list[Path]]:
         return self._archive.fetch(recipe, arch, recipe.packages, deadline, only=recipe.unpack, exclude=recipe.exclude)
