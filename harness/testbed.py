@@ -210,7 +210,7 @@ class Testbed:
         theirs = {item.module for item in scenario.load if item.layer != profile.layer}
         domains = self._add_candidates(kernel, (), theirs, late=False)
         rootfs = self._images.rootfs(profile.rootfs, profile.arch)
-        return main.boot_files(profile, DomainFiles(domains.kernel_image, (rootfs, domains.segment)))
+        return main.boot_files(profile, DomainFiles(domains.kernel_image, (rootfs, *domains.segments(profile))))
 
     def _add_candidates(
         self,

@@ -107,15 +107,20 @@ class Candidates:
 
         :param domain: what its domains do.
         """
-        root, xen = self.images.rootfs(profile.rootfs, profile.arch), profile.hypervisor
+        xen = profile.hypervisor
+        roots = [profile.rootfs, *([xen.tools] if xen else [])]
+        segments = (*(self.images.rootfs(root, profile.arch) for root in roots), *self.segments(profile))
         if xen is None:
-            return BootFiles(self.kernel_image, (root, self.segment))
-        segments = (root, self.images.rootfs(xen.tools, profile.arch), self.segment)
+            return BootFiles(self.kernel_image, segments)
         hypervisor, _ = self.hypervisor
         if xen.loader != GRUB:
             return BootFiles(self.kernel_image, segments, hypervisor, domain)
         image = self._tested_kernel.path if self._tested_kernel else self.kernel.vmlinuz
-        return BootFiles(image, segments, hypervisor, domain, self.images.bootloader(GRUB))
+        return BootFiles(image, segments, hypervisor, domain, self.images.bootloader(GRUB), self.kernel_image)
+
+    def segments(self, profile: Profile) -> tuple[Path, ...]:
+        """What comes into the initramfs beside root file systems: modules and probes."""
+        return self.segment, self.images.probes(profile.rootfs)
 
     @property
     def release(self) -> str:

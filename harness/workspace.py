@@ -181,6 +181,7 @@ class Workspace:
         for name in [needed.kernel] if needed.kernel else profile.kernels:
             self.images.kernel(name, profile.arch, anew=anew)
         self.images.rootfs(profile.rootfs, profile.arch)
+        self.images.probes(profile.rootfs)
         if profile.hypervisor is not None:
             self.images.rootfs(profile.hypervisor.tools, profile.arch)
             for name in [needed.hypervisor] if needed.hypervisor else profile.hypervisor.names:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from threading import Event, Lock, Timer
 
@@ -26,6 +27,8 @@ _OUTPUT_LIMIT = 8 << 20
 _SHOWN = 4096
 _POLL_S = 0.05
 _CHUNK_BYTES = 1 << 15
+#: How often a server that is silent is given half as much time again to say what it is: from 0.5 s to 8.5 s.
+_GROWS = 7
 #: How long a connection may take to be gone after its channels are.
 _END_S = 1.0
 #: What a command printed may come after its exit status; a process that it left running may hold its output for ever.
@@ -101,16 +104,19 @@ class Ssh:
     ) -> Ssh:
         """Connect to 127.0.0.1, pin the host key, log in as root with the run's key.
 
-        slirp accepts connections before the guest listens, so a refused or silent one is tried again
-        until the deadline.
+        slirp accepts connections before the guest listens, and knocks there again only after 6 s when the guest's
+        network card was not up yet. So a refused or silent one is tried again until the deadline, with more patience
+        each time.
 
         :raises GuestHang: when no SSH server answers in time.
         :raises HostError: when another machine answers than the one that was booted.
         """
 
+        attempts = count()
+
         def attempt() -> paramiko.Transport:
             check()
-            return _open_transport(port, identity, deadline)
+            return _open_transport(port, identity, deadline, 0.5 * 1.5 ** min(next(attempts), _GROWS))
 
         try:
             transport = Retrying(
@@ -326,7 +332,7 @@ def wait_for_data(channel: paramiko.Channel) -> None:
         arrived.wait(_POLL_S)
 
 
-def _open_transport(port: int, identity: Identity, deadline: Deadline) -> paramiko.Transport:
+def _open_transport(port: int, identity: Identity, deadline: Deadline, patience_s: float) -> paramiko.Transport:
     connection = socket.create_connection(("127.0.0.1", port), timeout=min(5.0, deadline.remaining_s + 0.1))
     transport = paramiko.Transport(connection)
     try:
@@ -336,7 +342,7 @@ def _open_transport(port: int, identity: Identity, deadline: Deadline) -> parami
         options.key_types = ("ssh-ed25519",)
         options.ciphers = ("aes128-ctr",)
         options.digests = ("hmac-sha2-256",)
-        transport.banner_timeout = 10
+        transport.banner_timeout = patience_s
         transport.auth_timeout = max(1.0, min(30.0, deadline.remaining_s))
         transport.start_client(timeout=max(1.0, min(30.0, deadline.remaining_s)))
         if transport.get_remote_server_key().asbytes() != identity.host_key_blob:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.images import cpio, debs, grub
+from harness.images.apt import Deb
 from harness.images.arch import Arch, host_arch
 from harness.images.archive import Archive, manifest_packages
 from harness.images.compressed import decompressed
@@ -29,6 +31,7 @@ from harness.images.kernel import (
 from harness.images.mirror import mirror
 from harness.images.modules import Modules, builtin_tree, depends, module_name, segment
 from harness.images.patches import inexact_hunks
+from harness.images.probes import probe_sources, probes_tree
 from harness.images.recipe import Recipes, RootfsRecipe, kernel_inputs, rootfs_inputs
 from harness.images.rootfs import finish, root_tree
 from harness.images.store import Built, Entry, Store
@@ -48,11 +51,14 @@ from harness.progress import Progress
 # Counted up when what is built from the same inputs changes, so that stores forget what older builders made.
 _KERNEL_FORMAT = 1
 _ROOTFS_FORMAT = 1
+_NATIVE_FORMAT = 1
+_PROBES_FORMAT = 1
 _SEGMENT_FORMAT = 2
 _GIVEN_FORMAT = 1
 _BOOTLOADER_FORMAT = 1
 
 _CPIO = "rootfs.cpio"
+_PROBES = "probes.cpio"
 _SEGMENT = "modules.cpio"
 _GIVEN = "given"
 
@@ -88,6 +94,22 @@ class Images:
     def rootfs(self, name: str, arch: Arch) -> Path:
         """A root file system's initramfs: an uncompressed cpio archive. Raises as :meth:`kernel`."""
         return self._rootfs_entry(name, arch).path(_CPIO)
+
+    def probes(self, rootfs: str) -> Path:
+        """The segment with the probes, for the Python of a root file system. Raises as :meth:`kernel`."""
+        sources = probe_sources()
+
+        def build(directory: Path, deadline: Deadline) -> Built:
+            tree = probes_tree(sources, self._native_root(rootfs), host_arch(), directory, deadline)
+            (directory / _PROBES).write_bytes(cpio.packed(tree))
+            return Built({_PROBES: directory / _PROBES}, durable=False)
+
+        inputs = {
+            "format": _PROBES_FORMAT,
+            "recipe": rootfs_inputs(self._recipes.rootfs(rootfs), self._recipes),
+            "sources": {name: hashlib.sha256(source).hexdigest() for name, source in sources.items()},
+        }
+        return self._store.get_or_build("probes", rootfs, "all", inputs, build, self._progress).path(_PROBES)
 
     def module(self, name: str, kernel: Kernel) -> Path:
         """A module built from the kernel's source: an uncompressed ``.ko``. Raises as :meth:`kernel`.
@@ -347,20 +369,11 @@ class Images:
             raise
 
     def _build_rootfs(self, recipe: RootfsRecipe, name: str, arch: Arch, directory: Path, deadline: Deadline) -> Built:
-        native = host_arch()
-        needed = {arch} if recipe.addition else {arch, native}
-        closures = {
-            each: self._archive.fetch(
-                recipe, each, recipe.packages, deadline, only=recipe.unpack, exclude=recipe.exclude
-            )
-            for each in needed
-        }
-        wanted, fetched = closures[arch]
+        wanted, fetched = self._packages(recipe, arch, deadline)
         self._progress.phase(f"packing root file system {name} for {arch}")
         tree = root_tree(fetched, recipe.trim, directory, deadline)
         if not recipe.addition:
-            debs.extract(closures[native][1], directory / "native", deadline)
-            finish(tree, directory / "native", native, directory, deadline)
+            finish(tree, self._native_root(name), host_arch(), directory, deadline)
         for path, target in recipe.links.items():
             tree.symlink(path, target)
         for path, file in recipe.files.items():
@@ -369,3 +382,19 @@ class Images:
         with packed.open("wb") as out:
             cpio.pack(tree, out)
         return Built({_CPIO: packed}, manifest_packages(wanted))
+
+    def _native_root(self, name: str) -> Path:
+        """A root file system's packages for this host, unpacked: their Python compiles what guests run."""
+        recipe, arch = self._recipes.rootfs(name), host_arch()
+
+        def build(directory: Path, deadline: Deadline) -> Built:
+            wanted, fetched = self._packages(recipe, arch, deadline)
+            debs.extract(fetched, directory / "root", deadline)
+            return Built({}, manifest_packages(wanted), tree=directory / "root")
+
+        inputs = {"format": _NATIVE_FORMAT, "recipe": rootfs_inputs(recipe, self._recipes)}
+        with self._tried_once("native", name, arch):
+            return self._store.get_or_build("native", name, arch, inputs, build, self._progress).tree
+
+    def _packages(self, recipe: RootfsRecipe, arch: Arch, deadline: Deadline) -> tuple[list[Deb], list[Path]]:
+        return self._archive.fetch(recipe, arch, recipe.packages, deadline, only=recipe.unpack, exclude=recipe.exclude)

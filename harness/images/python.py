@@ -1,4 +1,4 @@
-"""Byte-compiling the standard library for a guest's Python, without running anything of the guest's architecture.
+"""Byte-compiling for a guest's Python, without running anything of the guest's architecture.
 
 Byte code depends on Python's version but not on the architecture, so the same release's interpreter for the host's own
 architecture compiles it.
@@ -26,24 +26,26 @@ for directory, _, names in os.walk(top):
 """Hash-based and never checked: an initramfs carries no source to check against."""
 
 
-def compile_library(tree: Tree, root: Path, arch: Arch, scratch: Path, deadline: Deadline) -> None:
+def compile_sources(
+    tree: Tree, root: Path, arch: Arch, scratch: Path, deadline: Deadline, *, optimize: int = 0
+) -> None:
     """Replace each Python source below ``usr/lib`` by its byte code, beside where the source was.
 
     Sources are left out because without them an import looks at one file less, and the image is smaller.
 
-    :param tree: the guest's root.
+    :param tree: a guest's root, or a part of it.
     :param root: a directory with the same release's Python for this host, unpacked.
     :param arch: this host's architecture.
     :param scratch: where sources and byte code may lie.
+    :param optimize: 2 leaves assertions and docstrings out.
     """
     sources = {path: node for path, node in tree.under("usr/lib").items() if path.endswith(".py")}
     top = scratch / "python"
     for path, node in sources.items():
         (top / path).parent.mkdir(parents=True, exist_ok=True)
         (top / path).write_bytes(node.data)
-    # Docstrings go (-OO): a tenth of the image that no probe reads. Assertions of the library go with them.
     tools.run(
-        [*_interpreter(root, arch), "-I", "-S", "-B", "-c", _COMPILE, top, "2"],
+        [*_interpreter(root, arch), "-I", "-S", "-B", "-c", _COMPILE, top, str(optimize)],
         hint="a bug in the harness: report it with the lines above",
         deadline=deadline,
     )

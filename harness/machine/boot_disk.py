@@ -1,7 +1,7 @@
 """The disk that a machine with a boot loader boots from: GRUB, and one partition that is a cpio archive for it to read.
 
 The large parts are files of the image store; only what is between them is made for each run. Pure, but for the sizes of
-those files.
+those files, and for the outline of a kernel that never runs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from harness.images.cpio import end, file_header
 from harness.images.grub import AREA_BYTES, SECTOR_BYTES
 from harness.machine.console import Console
 from harness.machine.dmar import OEM_ID, dmar_table, oem_table_id
+from harness.machine.outline import outline
 from harness.machine.spec import Plan
 from harness.scenario.dmar import Dmar
 
@@ -130,7 +131,8 @@ def disk_of(plan: Plan, files: BootFiles, initrd: Path | Gap | None) -> list[Pie
     contents: dict[str, Piece] = {"grub.cfg": commands.encode()}
     if plan.dmar is not None:
         contents["dmar.aml"] = dmar_table(plan.dmar)
-    contents |= {"xen": files.hypervisor, "vmlinuz": files.kernel}
+    kernel = outline(files.elf) if files.elf is not None and plan.ends_before_dom0 else None
+    contents |= {"xen": files.hypervisor, "vmlinuz": kernel or files.kernel}
     if initrd is not None:
         contents["initrd"] = initrd
     return boot_disk(files.loader.read_bytes(), contents)

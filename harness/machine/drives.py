@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from pathlib import Path
 
 from harness.errors import HostError
 
 
+@lru_cache(maxsize=4)  # each machine of a run has the same
 def contents(name: str, size: int) -> bytes:
     """The bytes of a drive, the same in each run: random, but for its name at the beginning.
 

@@ -1,4 +1,4 @@
-"""The initramfs of one run: the segments that the store has, the probes, and the run's identity.
+"""The initramfs of one run: the segments that the store has, and the run's identity.
 
 The kernel unpacks concatenated archives one after another (kernel's ``Documentation/driver-api/early-userspace/
 buffer-format.rst``), so nothing has to be packed anew.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from harness.errors import HostError
@@ -17,27 +16,14 @@ from harness.guest.identity import Identity
 from harness.images.cpio import packed
 from harness.images.tree import Tree
 
-#: Below ``usr``: an entry for the directory ``lib`` would replace the symlink that the root file system has there.
-PROBES_DIRECTORY = "usr/lib/harness/probes"
-
-
 #: Where dom0 has what its domains boot.
 DOMAIN_KERNEL = "usr/lib/harness/domain/kernel"
 DOMAIN_INITRD = "usr/lib/harness/domain/initrd"
 
 
-def probes_segment() -> bytes:
-    """The probes as a cpio archive."""
-    tree = Tree()
-    for file in resources.files("harness.probes").iterdir():
-        if file.name.endswith(".py") and file.name != "__init__.py":
-            tree.file(f"{PROBES_DIRECTORY}/{file.name}", file.read_bytes())
-    return packed(tree)
-
-
 @dataclass(frozen=True, slots=True)
 class DomainFiles:
-    """What Xen's domains boot: a kernel, and the segments of its initramfs. The probes are added to them."""
+    """What Xen's domains boot: a kernel, and the segments of its initramfs."""
 
     kernel: Path
     segments: tuple[Path, ...]
@@ -63,7 +49,6 @@ def write_initrd(
                 with segment.open("rb") as file:
                     shutil.copyfileobj(file, out, 1 << 20)
                 out.write(b"\0" * (-out.tell() % 4))
-            out.write(probes_segment())
             if identity is not None:
                 tree = Tree()
                 tree.directory("root/.ssh", 0o700)
@@ -83,5 +68,5 @@ def _domain_tree(domain: DomainFiles) -> Tree:
     tree = Tree()
     tree.file(DOMAIN_KERNEL, domain.kernel.read_bytes())
     initrd = b"".join(data + b"\0" * (-len(data) % 4) for data in map(Path.read_bytes, domain.segments))
-    tree.file(DOMAIN_INITRD, initrd + probes_segment())
+    tree.file(DOMAIN_INITRD, initrd)
     return tree

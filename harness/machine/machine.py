@@ -53,6 +53,7 @@ class BootFiles:
     :param hypervisor: what goes under the kernel.
     :param loader: the boot loader that loads all of it, where QEMU does not.
     :param domain: what the domains of the hypervisor boot; it is carried in the initramfs.
+    :param elf: the kernel as an ELF file, where ``kernel`` is compressed for a loader.
     """
 
     kernel: Path
@@ -60,6 +61,7 @@ class BootFiles:
     hypervisor: Path | None = None
     domain: DomainFiles | None = None
     loader: Path | None = None
+    elf: Path | None = None
 
     @property
     def every(self) -> tuple[Path, ...]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from harness.images.cpio import packed
 from harness.images.tree import Tree
 from harness.machine.boot_disk import Gap, disk_of
-from harness.machine.initrd import probes_segment
 from harness.machine.spec import Wiring, qemu_argv
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ def write_repro(script: Path, machine: Machine, late: Mapping[str, Path] | None 
     files = machine.files
     own = {path.name: path.read_bytes() for path in files.segments if path.is_relative_to(machine.scratch)}
     stored = [path for path in files.segments if not path.is_relative_to(machine.scratch)]
-    own["probes.cpio"] = probes_segment()
     if late:
         tree = Tree()
         for place, file in late.items():

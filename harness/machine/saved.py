@@ -1,7 +1,7 @@
 """Saved machines: booted once, and taken up by every run that boots the same.
 
 A saved machine is found by all that it depends on, and by nothing else: QEMU's program, its arguments, what it boots,
-the probes in it, the accelerator, and the stage that it had come to. Another byte in any of these is another machine.
+the accelerator, and the stage that it had come to. Another byte in any of these is another machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from harness.errors import HarnessError, HostError
 from harness.guest.identity import Identity
 from harness.images.store import Built, Entry, Store
 from harness.machine.boot_disk import loads
-from harness.machine.initrd import probes_segment
 from harness.machine.machine import Machine
 from harness.machine.snapshot import fork, take_up
 from harness.machine.spec import Wiring, qemu_argv
@@ -79,7 +78,6 @@ def depends_on(machine: Machine, sha256_of: Callable[[Path], str]) -> dict[str, 
         "argv": argv,
         **({"loader": loads(machine.plan)} if loaded else {}),
         "boots": [sha256_of(path) for path in machine.files.every],
-        "probes": hashlib.sha256(probes_segment()).hexdigest(),
         "host_cpu": _host_cpu() if native else "",
     }
 

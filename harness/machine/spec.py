@@ -42,6 +42,8 @@ GRUB: Literal["grub"] = "grub"
 #: QEMU's ids, drivers and properties. Nothing escapes a name, so it must not need that.
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 PciAddress = Annotated[str, Field(pattern=r"^[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")]
+#: What Xen says last before it lets dom0 run.
+_DOM0_BUILT = "*** Serial input to DOM0 (type 'CTRL-a' three times to switch input)"
 _Event = Annotated[str, Field(pattern=r"^[a-z0-9_]+\*?$")]
 _PROPERTY_TYPES: dict[str, type] = {"bool": bool, "int": int, "str": str}
 
@@ -207,6 +209,11 @@ class Plan:
         """The kernel's command line."""
         table = () if self.dmar is None else (_REPLACED_TABLES,)
         return " ".join((f"console={self.profile.console}", *self.profile.kernel_args, *table, *self.kernel_args))
+
+    @property
+    def ends_before_dom0(self) -> bool:
+        """Whether the machine is stopped before dom0 runs: it is to be built, no more."""
+        return self.until is not None and self.until in _DOM0_BUILT
 
     @property
     def hypervisor_line(self) -> str:

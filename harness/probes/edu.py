@@ -27,6 +27,7 @@ _MEMORY_AND_MASTER = 6
 _ID, _SOURCE, _TARGET, _COUNT, _COMMAND = 0x00, 0x80, 0x88, 0x90, 0x98
 _BUFFER, _BUFFER_BYTES = 0x40000, 4096
 _START, _FROM_DEVICE = 1, 2
+_DMA_S = 0.1  # what each transfer takes: hw/misc/edu.c of QEMU sets a timer
 IDENTITY = 0x010000ED
 
 
@@ -79,11 +80,12 @@ class Edu:
         for register, value in ((_SOURCE, source), (_TARGET, target), (_COUNT, size)):
             store(register, value)
         store(_COMMAND, _START | (0 if to_device else _FROM_DEVICE))
-        for _ in range(500):
+        time.sleep(_DMA_S)
+        for _ in range(5000):
             command = struct.unpack(f"{self.order}Q", os.pread(self.fd, 8, self.offset + _COMMAND))[0]
             if not command & _START:
                 return True
-            time.sleep(0.01)
+            time.sleep(0.001)
         return False
 
     def _store(self, register: int, value: int) -> None:

@@ -26,7 +26,7 @@ else:
 
 PAGE = mmap.PAGESIZE
 _MAP_HUGETLB = 0x40000
-_HALF = 1024  # how much a transfer of a test moves: the control page holds two of them
+_HALF = 1024  # how much a device reads and writes where it is tried; the control page holds two of them
 
 
 class Session:
@@ -38,7 +38,6 @@ class Session:
         self.devices: dict[str, Edu] = {}
         self.memory: dict[str, mmap.mmap] = {}
         self.controls: dict[str, tuple[str, int, int]] = {}  # device: (memory, offset, iova)
-        self.seed = 100  # of the pattern last used; a test never meets the one before
 
     def setup(self, container: str, device: str, iommu: int, enable: bool, open_device: bool) -> Answer:
         """Everything from the container's file to the device's, until something fails."""
@@ -240,26 +239,26 @@ class Session:
     def control(self, device: str, memory: str, offset: int, iova: int) -> Answer:
         """Remember a mapping through which the device is known to reach memory, and try it."""
         self.controls[device] = memory, offset, iova
-        arrived = self._returns(device, self._load(device))
-        return done(identity=self.devices[device].identity, arrived=arrived)
+        ours = self._load(device)
+        return done(identity=self.devices[device].identity, arrived=self._returned(device) == ours)
 
     def reach(self, device: str, memory: str, offset: int, iova: int) -> Answer:
         """What the device reads at an IOVA, and what becomes of memory when it writes there.
 
-        Each of the two is framed by transfers through the control mapping: they bring to memory what the device read,
-        give it something of its own to write, and prove that it does move bytes at that moment.
+        The two are framed by transfers through the control mapping. The first gives the device something to overwrite
+        and something to write; the second brings both back. The one to write, whole and in its place again, proves that
+        the device moves bytes before and afterwards; in the other's place is what it read, or still what it was given.
         """
         if device not in self.controls:
             raise ValueError(f"edu.reach needs an edu.control of {device} before it")
         edu, block, part = self.devices[device], self.memory[memory], slice(offset, offset + _HALF)
-        self._load(device)
-        held = block[part] = self._next()
+        ours = self._load(device)[_HALF:]
+        held = block[part] = os.urandom(_HALF)
         answered = edu.dma(iova, _HALF, to_device=True)
-        read = self._returned(device)
-        ours = self._load(device)
-        answered = edu.dma(iova, _HALF, to_device=False) and answered
+        answered = edu.dma(iova, _HALF, to_device=False, offset=_HALF) and answered
         found = block[part]
-        sound = answered and self._returns(device, ours)
+        returned = self._returned(device)
+        read, sound = returned[:_HALF], answered and returned[_HALF:] == ours
         return done(
             control=sound,
             reads=sound and read == held,
@@ -268,24 +267,17 @@ class Session:
             untouched=sound and found == held,
         )
 
-    def _next(self) -> bytes:
-        self.seed += 1
-        return pattern(self.seed, _HALF)
-
     def _load(self, device: str) -> bytes:
-        """Let the device read a pattern that it has not seen, from the first half of the control page."""
+        """Let the device read from the control page what nobody has seen before: random bytes."""
         memory, offset, iova = self.controls[device]
-        content = self.memory[memory][offset : offset + _HALF] = self._next()
-        self.devices[device].dma(iova, _HALF, to_device=True)
+        content = self.memory[memory][offset : offset + 2 * _HALF] = os.urandom(2 * _HALF)
+        self.devices[device].dma(iova, 2 * _HALF, to_device=True)
         return content
 
     def _returned(self, device: str) -> bytes:
-        """What the device holds, as it writes it to the second half of the control page."""
+        """What the device holds, as it writes it to the control page, which has forgotten what it had."""
         memory, offset, iova = self.controls[device]
-        part = slice(offset + _HALF, offset + 2 * _HALF)
-        self.memory[memory][part] = b"\xff" * _HALF
-        self.devices[device].dma(iova + _HALF, _HALF, to_device=False)
+        part = slice(offset, offset + 2 * _HALF)
+        self.memory[memory][part] = b"\xff" * (2 * _HALF)
+        self.devices[device].dma(iova, 2 * _HALF, to_device=False)
         return self.memory[memory][part]
-
-    def _returns(self, device: str, content: bytes) -> bool:
-        return self._returned(device) == content

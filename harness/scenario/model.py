@@ -167,7 +167,8 @@ class Boot(FileModel):
     hypervisor_args: Annotated[tuple[KernelArg, ...], Field(max_length=64)] = ()
     """Added to the hypervisor's command line."""
     until: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[ -~]*$")] | None = None
-    """Stop the machine when its console shows this text: no guest is there then, only steps that need none."""
+    """Stop the machine when its console shows this text: no guest is there then, only steps that need none. Where Xen
+    shows it before dom0 runs, dom0's kernel may be an outline, with nothing in it."""
     trace: Annotated[tuple[EventName, ...], Field(max_length=32)] = ()
     """QEMU's trace events that are on during the boot, beside the profile's."""
     hypervisor: Name | None = None

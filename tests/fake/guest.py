@@ -163,6 +163,7 @@ class FakeGuest:
     :param commands: what stands in for commands of that name; others run on this host.
     :param lets_in: whether the client's key is accepted.
     :param deaf_to: so many connections are accepted and dropped before one is served, as slirp does.
+    :param silent_to: so many are held, before that, and nothing is said on them.
     :param frozen_at: ``login``, ``open`` or ``exec``: where the server stops answering until :attr:`thaw` is set.
     :param probes: a directory with probe modules of the test's own.
     """
@@ -174,6 +175,7 @@ class FakeGuest:
         commands: Mapping[str, Command] | None = None,
         lets_in: bool = True,
         deaf_to: int = 0,
+        silent_to: int = 0,
         frozen_at: str = "",
         probes: Path | None = None,
     ) -> None:
@@ -189,6 +191,8 @@ class FakeGuest:
         self.asked: list[tuple[str, ...]] = []
         self.lock = Lock()
         self._deaf_to = deaf_to
+        self._silent_to = silent_to
+        self._held: list[socket.socket] = []
         self._transports: list[paramiko.Transport] = []
         self._threads: list[Thread] = []
         pem = identity.host_key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
@@ -204,6 +208,9 @@ class FakeGuest:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            if len(self._held) < self._silent_to:
+                self._held.append(connection)
+                continue
             if self._deaf_to:
                 self._deaf_to -= 1
                 connection.close()
@@ -252,6 +259,8 @@ class FakeGuest:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._acceptor.join()
+        for connection in self._held:
+            connection.close()
         for transport in self._transports:
             with suppress(OSError):  # or its thread looks up only now and then
                 transport.sock.shutdown(socket.SHUT_RDWR)

@@ -285,6 +285,13 @@ def test_a_server_that_listens_late(line: Line) -> None:
     assert line.ssh(deaf_to=3).run(["true"], deadline=soon()).status == 0
 
 
+def test_a_server_that_is_silent_is_asked_again_soon(line: Line) -> None:
+    """As where the guest's network card was not up yet: slirp knocks again only after 6 s."""
+    started = time.monotonic()
+    assert line.connect(line.guest(silent_to=2).port).run(["echo", "here"], deadline=soon()).text == "here"
+    assert time.monotonic() - started < 5
+
+
 def test_nobody_listens(line: Line) -> None:
     with pytest.raises(GuestHang, match=r"no SSH server answered in time: .*refused") as caught:
         line.connect(1, Deadline.after(0.3, "the guest"))

@@ -56,6 +56,9 @@ class Shelf:
         self.segments.append(("modules", own))
         return Path("segment")
 
+    def probes(self, rootfs: str) -> Path:
+        return Path(f"probes-{rootfs}")
+
     def builtin_segment(self, kernel: object, early: object, wanted: object, release: str) -> Path:
         return Path(f"builtin-{release}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from harness.errors import BootError, HostError
 from harness.images.grub import AREA_BYTES
+from harness.machine import boot_disk as disks
 from harness.machine.boot_disk import Gap, boot_disk, check_table, disk_of, grub_commands, write_disk
 from harness.machine.console import Console
 from harness.machine.dmar import dmar_table, oem_table_id
@@ -81,6 +83,30 @@ def test_a_gap_keeps_the_place_of_a_file(tmp_path: Path, files: BootFiles) -> No
     whole, holed = disk_of(plan_of(), files, initrd), disk_of(plan_of(), files, Gap(513))
     assert [piece for piece in whole if isinstance(piece, bytes)] == [p for p in holed if isinstance(p, bytes)]
     assert [whole[holed.index(Gap(513))]] == [initrd]
+
+
+@pytest.mark.parametrize(
+    ("until", "kernel"),
+    [
+        ("*** Serial input to DOM0", b"outline of elf"),
+        ("Linux version", b"k" * 1000),
+        (None, b"k" * 1000),
+    ],
+)
+def test_a_kernel_that_may_run_is_whole(
+    tmp_path: Path, files: BootFiles, monkeypatch: pytest.MonkeyPatch, until: str | None, kernel: bytes
+) -> None:
+    monkeypatch.setattr(disks, "outline", lambda path: f"outline of {path.name}".encode())
+    plan = plan_of(until=until)
+    write_disk(tmp_path / "disk", disk_of(plan, replace(files, elf=tmp_path / "elf"), None))
+    assert entries_of((tmp_path / "disk").read_bytes()[AREA_BYTES:])["vmlinuz"] == kernel
+
+
+def test_a_kernel_that_has_no_outline_is_whole(tmp_path: Path, files: BootFiles) -> None:
+    plan = plan_of(until="*** Serial input to DOM0")
+    for elf in (None, files.kernel):
+        write_disk(tmp_path / "disk", disk_of(plan, replace(files, elf=elf), None))
+        assert entries_of((tmp_path / "disk").read_bytes()[AREA_BYTES:])["vmlinuz"] == b"k" * 1000
 
 
 def test_bytes_between_files_are_one_piece() -> None:

@@ -11,7 +11,7 @@ from harness.deadline import Deadline
 from harness.guest.ssh import Completed
 from harness.machine.console import Console
 from harness.machine.domain_console import DomainConsole
-from harness.machine.initrd import DOMAIN_INITRD, DOMAIN_KERNEL, DomainFiles, probes_segment, write_initrd
+from harness.machine.initrd import DOMAIN_INITRD, DOMAIN_KERNEL, DomainFiles, write_initrd
 from harness.oops import Severity
 
 PANIC = b"[    9.000000] Kernel panic - not syncing: Attempted to be tested\r\n"
@@ -146,6 +146,6 @@ def test_what_domains_boot_is_carried_in_the_initramfs(tmp_path: Path) -> None:
     files = unpacked((tmp_path / "initrd").read_bytes())
     assert files[DOMAIN_KERNEL] == b"kernel"
     # each archive begins at a multiple of four
-    assert files[DOMAIN_INITRD] == b"domain-root\0domain-modules\0\0" + probes_segment()
+    assert files[DOMAIN_INITRD] == b"domain-root\0domain-modules\0\0"
     write_initrd(tmp_path / "initrd", [tmp_path / "root"], None)
     assert DOMAIN_KERNEL not in unpacked((tmp_path / "initrd").read_bytes())

@@ -1,4 +1,4 @@
-"""What a run adds to its images: the probes, the keys, and a script that boots the same again without them."""
+"""What a run adds to its images: the keys, and a script that boots the same again without them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from harness.errors import HostError
 from harness.guest.identity import Identity
 from harness.machine.accel import Accelerator
-from harness.machine.initrd import PROBES_DIRECTORY, probes_segment, write_initrd
+from harness.machine.initrd import write_initrd
 from harness.machine.machine import BootFiles, Machine
 from harness.machine.repro import write_repro
 from harness.machine.spec import Cpu, Plan, Profile
@@ -41,24 +41,18 @@ def unpacked(archive: bytes) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def test_every_probe_is_there_as_it_is_in_the_package() -> None:
-    files = {name: content for name, (mode, content) in unpacked(probes_segment()).items() if stat.S_ISREG(mode)}
-    probes = [path for path in (REPOSITORY / "harness" / "probes").glob("*.py") if path.name != "__init__.py"]
-    assert files == {f"{PROBES_DIRECTORY}/{path.name}": path.read_bytes() for path in probes}
-    assert f"{PROBES_DIRECTORY}/agent.py" in files
-
-
 @pytest.mark.parametrize("length", range(5))
 def test_the_segments_come_first_and_in_order(tmp_path: Path, length: int) -> None:
     """Each archive begins where a word begins, however long the one before it is."""
+    identity = Identity.generate()
     (tmp_path / "one").write_bytes(b"first")
     (tmp_path / "two").write_bytes(b"x" * length)
-    write_initrd(tmp_path / "initrd", [tmp_path / "one", tmp_path / "two"], None)
+    write_initrd(tmp_path / "initrd", [tmp_path / "one", tmp_path / "two"], identity)
     written = (tmp_path / "initrd").read_bytes()
     assert written.startswith(b"first\0\0\0" + b"x" * length)
-    probes = written.index(b"070701")
-    assert probes % 4 == 0
-    assert unpacked(written[probes:]) == unpacked(probes_segment())
+    keys = written.index(b"070701")
+    assert keys % 4 == 0
+    assert set(identity.files()) <= set(unpacked(written[keys:]))
 
 
 def test_the_keys_are_there_and_private(tmp_path: Path) -> None:
@@ -72,7 +66,7 @@ def test_the_keys_are_there_and_private(tmp_path: Path) -> None:
 
 def test_without_keys_nobody_gets_in(tmp_path: Path) -> None:
     write_initrd(tmp_path / "initrd", [], None)
-    assert not [path for path in unpacked((tmp_path / "initrd").read_bytes()) if not path.startswith("usr")]
+    assert (tmp_path / "initrd").read_bytes() == b""
 
 
 def test_a_segment_that_is_missing_and_a_disk_that_is_full(tmp_path: Path) -> None:
@@ -81,7 +75,7 @@ def test_a_segment_that_is_missing_and_a_disk_that_is_full(tmp_path: Path) -> No
     assert caught.value.hint is not None
     (tmp_path / "full").symlink_to("/dev/full")
     with pytest.raises(HostError, match="No space left"):
-        write_initrd(tmp_path / "full", [], None)
+        write_initrd(tmp_path / "full", [], Identity.generate())
 
 
 @pytest.fixture
@@ -141,7 +135,6 @@ def test_the_script_boots_the_same_with_nothing_of_the_runs_own(machine: Machine
     initrd = (tmp_path / "initrd").read_bytes()
     assert initrd.startswith(b"root file system")
     assert b"a module under test" in initrd
-    assert probes_segment() in initrd
     assert not Path((tmp_path / "where").read_text().strip()).parent.exists()
 
 
@@ -172,7 +165,7 @@ def test_the_script_and_what_lies_beside_it_hold_no_keys(machine: Machine) -> No
     write_initrd(machine.scratch / "initrd", machine.files.segments, machine.identity)
     write_repro(machine.results / "repro.sh", machine)
     kept = {path.name: path.read_bytes() for path in machine.results.iterdir()}
-    assert set(kept) == {"repro.sh", "probes.cpio", "override.cpio"}
+    assert set(kept) == {"repro.sh", "override.cpio"}
     for content in kept.values():
         assert machine.identity.token.encode() not in content
         for secret, _ in machine.identity.files().values():

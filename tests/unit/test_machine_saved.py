@@ -65,7 +65,6 @@ CHANGES: dict[str, Callable[[Setting, pytest.MonkeyPatch], object]] = {
         setting, "plan", replace(setting.plan, devices={"balloon": {"deflate-on-oom": True}})
     ),
     "the accelerator": lambda setting, _: setattr(setting, "accelerator", Accelerator("kvm", "a test")),
-    "a probe": lambda _, patch: patch.setattr(saved, "probes_segment", lambda: b"another"),
     "the harness's own format": lambda _, patch: patch.setattr(saved, "_FORMAT", -1),
 }
 

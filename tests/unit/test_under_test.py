@@ -160,6 +160,7 @@ def test_a_small_kernel_only_for_machines_that_describe_one(tmp_path: Path) -> N
     workspace.__dict__["images"] = SimpleNamespace(
         kernel=lambda name, arch, anew=False: SimpleNamespace(name=name, arch=arch),
         rootfs=lambda name, arch: tmp_path,
+        probes=lambda name: tmp_path,
         hypervisor=lambda name, arch: tmp_path,
         tested_kernel=build,
     )

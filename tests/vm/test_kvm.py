@@ -77,12 +77,12 @@ def store_of(images: Images, store: Store, tree: Tree) -> None:
     profile = load_profiles(CHECKOUT / "images" / "machines")["pc"]
     kernel = images.kernel(profile.kernels[0], "amd64")
     early = profile.early_modules
-    used = {kernel.image.name, images.rootfs(profile.rootfs, "amd64").name}
+    used = {kernel.image.name, images.rootfs(profile.rootfs, "amd64").name, images.probes(profile.rootfs).name}
     used |= {images.segment(kernel, early, available).name for available in ([], list(MODULES))}
     for entry in store.list():
         hashes = {file.sha256 for file in entry.files.values()}
         # An entry is one only while all its files are there.
-        if entry.arch == "amd64" and hashes & used:
+        if entry.arch in ("amd64", "all") and hashes & used:
             for sha256 in hashes:
                 tree.file(f"cache/objects/{sha256}", (store.root / "objects" / sha256).read_bytes(), 0o444)
             manifest = f"entries/{entry.key}.json"
@@ -139,7 +139,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     own = work / "own.cpio"
     with own.open("wb") as out:
         pack(tree, out)
-    segments = (images.rootfs(profile.rootfs, profile.arch), images.segment(kernel, profile.early_modules, []), own)
+    modules, probes = images.segment(kernel, profile.early_modules, []), images.probes(profile.rootfs)
+    segments = (images.rootfs(profile.rootfs, profile.arch), modules, probes, own)
     plan = Plan.of(profile)
     with scratch_directory() as scratch:
         files = BootFiles(kernel.image, segments)
