@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from harness.probes.domain import identify
+    from harness.probes.once import once
     from harness.probes.xenctrl import Console
 else:  # beside this file, in the guest
     from domain import identify
+    from once import once
     from xenctrl import Console
 
 PAGE = 4096
@@ -93,11 +95,7 @@ def _size(privcmd: int, domain: int) -> int:
 def active(domain: str, timeout_s: float = 10) -> dict[str, Any]:
     """The references that Xen holds a mapping of, as debug key ``g`` prints them, with who mapped them."""
     number = identify(domain)
-    console = Console()
-    try:
-        printed = console.press("g", "gnttab_usage_print_all ]", timeout_s)
-    finally:
-        console.close()
+    printed = once(Console).press("g", "gnttab_usage_print_all ]", timeout_s)
     return {"refs": active_refs(printed, number)}
 
 

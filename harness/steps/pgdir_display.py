@@ -75,14 +75,10 @@ def create(context: Context, params: Size) -> Created:
 
 
 def _create(context: Context, params: Size) -> Created:
-    domain = domain_of(context, DISPLAY)
     width, height, bpp = params.extent
-    context.call("kernel_log.new_lines", layer=domain, who="display")
     size = {"width": width, "height": height, "bpp": bpp}
-    answer = {**_NO_BUFFER, **_in_client(context, "create", may_die=True, buffer=params.buffer, **size)}
-    directory = adopt(context, DISPLAY, params.buffer)
-    lines = context.call("kernel_log.new_lines", layer=domain, who="display")
-    return Created(**answer, directory=directory, kernel_log=lines)
+    answer = _in_client(context, "create", may_die=True, how="heard", buffer=params.buffer, **size)
+    return Created(**{**_NO_BUFFER, **answer}, directory=adopt(context, DISPLAY, params.buffer))
 
 
 class Patterned(OfBuffer):
@@ -132,11 +128,8 @@ def destroy(context: Context, params: OfBuffer) -> Destroyed:
 
 
 def _destroy(context: Context, buffer: str) -> Destroyed:
-    domain = domain_of(context, DISPLAY)
-    context.call("kernel_log.new_lines", layer=domain, who="display")
-    answer = {"error": "", "seconds": 0.0, **_in_client(context, "destroy", may_die=True, buffer=buffer)}
-    lines = context.call("kernel_log.new_lines", layer=domain, who="display")
-    return Destroyed(**answer, kernel_log=lines)
+    answer = _in_client(context, "destroy", may_die=True, how="heard", buffer=buffer)
+    return Destroyed(**{"error": "", "seconds": 0.0, **answer})
 
 
 class Exchange(Size):

@@ -123,4 +123,4 @@ def grants_deferred(context: Context, params: WaitDeferred) -> Deferred:
         if not params.settle or found.waiting == 0 or deadline.expired:
             waiting[params.domain] = found.waiting
             return found
-        time.sleep(0.5)
+        time.sleep(0.1)
