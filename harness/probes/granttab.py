@@ -34,6 +34,11 @@ _OWN = 0  # probes of dom0 alone read grant tables
 _ACTIVE = re.compile(r"\[0x([0-9a-f]+)\] +(\d+) ")
 
 
+def count_each(domains: list[str]) -> list[dict[str, int]]:
+    """See :func:`count`, for several domains."""
+    return [count(domain) for domain in domains]
+
+
 def count(domain: str) -> dict[str, int]:
     """How many grants a domain has given, and how many of them Xen has marked as mapped.
 

@@ -1,4 +1,4 @@
-"""Things that a process makes once; one that is forked from it makes its own, for an agent that stays closes its files."""
+"""What a process makes once; a fork of it makes its own, since an agent that stays closes the files that it had."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ class Exchanged(Evidence):
 def exchange(context: Context, params: Exchange) -> Exchanged:
     """Open both streams, play and capture every byte of their buffers, and close them."""
     domain, size, seed = domain_of(context, SOUND), params.pages * _PAGE, 2 * params.seed
-    before = grants(context, domain)
+    (before,) = grants(context, domain)
     errors: list[str] = []
     directories = {stream: _open(context, stream, params.pages, errors) for stream in _STREAMS}
     to_backend = to_frontend = NOTHING
@@ -185,9 +185,10 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
         _try(context, errors, "playback", "write", seed=seed)
         to_backend = Compared(**in_backend(context, SOUND, "compare", buffer="playback", seed=seed))
         to_frontend = _capture(context, size, seed + 1, errors)
-    during = grants(context, domain)
+    (during,) = grants(context, domain)
     ends = [(operation, {"stream": stream}) for stream in _STREAMS for operation in ("drop", "free", "close")]
     _try_each(context, errors, *ends)
+    (after,) = grants(context, domain)
     return Exchanged(
         errors=errors,
         played=directories["playback"],
@@ -196,7 +197,7 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
         to_frontend=to_frontend,
         before=before,
         during=during,
-        after=grants(context, domain),
+        after=after,
     )
 
 
