@@ -352,7 +352,15 @@ class Testbed:
         least_s = _TESTED_WORTH_SAVING_S if self.tested else _WORTH_SAVING_S
         if self._saved is not None and seconds > least_s and clean:
             facts = {} if self._loaded is None else {"loaded": [asdict(item) for item in self._loaded]}
+            if self._loaded is not None and self.domains and not self.tested:
+                self._preload()
             self._saved.save(self.machine, self._key(self._saved, stage), facts, self._stack)
+
+    def _preload(self) -> None:
+        """Let the agents of dom0 and the domains import what steps may call, once for all who take the machine up."""
+        timeout_s = _LOAD_TIMEOUT_S * self.machine.time_factor
+        for layer in (self.machine.layer, *self.domains):
+            self.call("resume.preload", layer=layer, deadline=Deadline.after(timeout_s, "probes to be imported"))
 
     def _key(self, saved: SavedMachines, stage: dict[str, Any]) -> Key:
         return saved.key(self.scenario.boot.machine, self.machine, stage)

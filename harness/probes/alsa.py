@@ -157,6 +157,10 @@ class Streams:
         os.close(fd)
         return _outcome(0)
 
+    def each(self, calls: list[tuple[str, Answer]]) -> Answer:
+        """Do one thing after the other, whatever comes of each."""
+        return {"answers": [getattr(self, operation)(**arguments) for operation, arguments in calls]}
+
     def _try(self, stream: str, number: int, request: bytearray | None = None) -> Answer:
         code = 0
         try:

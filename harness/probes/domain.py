@@ -11,14 +11,28 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from harness.probes import postbox
+    from harness.probes.once import once
     from harness.probes.xenstore import Xenstore
 
     T = TypeVar("T")
 else:  # beside this file, in the guest
     import postbox
+    from once import once
     from xenstore import Xenstore
 
 _DOMAINS = "/local/domain"
+
+
+class _Shared:
+    """What calls share: a connection, with the nodes that it watches, and the numbers that domains had.
+
+    A call that makes all of it anew takes twice as long.
+    """
+
+    def __init__(self) -> None:
+        self.store = Xenstore()
+        self.watched: set[str] = set()
+        self.numbers: dict[str, int] = {}
 
 
 def identify(domain: str) -> int:
@@ -26,11 +40,16 @@ def identify(domain: str) -> int:
 
     :raises LookupError: no domain is called so.
     """
-    store = Xenstore()
-    try:
-        return _identify(store, domain)
-    finally:
-        store.close()
+    shared = once(_Shared)
+    known = shared.numbers.get(domain)
+    for number in shared.store.ls(_DOMAINS) if known is None else [known]:
+        if shared.store.read(f"{_DOMAINS}/{number}/name") == domain:
+            shared.numbers[domain] = int(number)
+            return int(number)
+    if known is None:
+        raise LookupError(f"there is no domain {domain}")
+    del shared.numbers[domain]  # another one has the name now, or none
+    return identify(domain)
 
 
 def let_go(domain: str) -> dict[str, int]:
@@ -38,15 +57,12 @@ def let_go(domain: str) -> dict[str, int]:
 
     They are somebody's whom libxl does not know. 6 is XenbusStateClosed (xen/include/public/io/xenbus.h).
     """
-    store = Xenstore()
-    try:
-        backends = f"{_DOMAINS}/0/backend/virtio/{_identify(store, domain)}"
-        devices = store.ls(backends)
-        for device in devices:
-            store.write(f"{backends}/{device}/state", "6")
-        return {"devices": len(devices)}
-    finally:
-        store.close()
+    store = once(_Shared).store
+    backends = f"{_DOMAINS}/0/backend/virtio/{identify(domain)}"
+    devices = store.ls(backends)
+    for device in devices:
+        store.write(f"{backends}/{device}/state", "6")
+    return {"devices": len(devices)}
 
 
 def wait(domain: str, timeout_s: float) -> dict[str, int]:
@@ -54,14 +70,10 @@ def wait(domain: str, timeout_s: float) -> dict[str, int]:
 
     :raises TimeoutError: it does not in time.
     """
-    store = Xenstore()
-    try:
-        number = _identify(store, domain)
-        base = f"{_DOMAINS}/{number}/data/harness"
-        _await(store, f"{base}/{postbox.READY}", lambda: store.read(f"{base}/{postbox.READY}"), timeout_s)
-        return {"id": number}
-    finally:
-        store.close()
+    number = identify(domain)
+    ready = f"{_home(number)}/{postbox.READY}"
+    _await(ready, lambda: once(_Shared).store.read(ready), timeout_s)
+    return {"id": number}
 
 
 def call(domain: str, probe: str, arguments: dict[str, Any], timeout_s: float) -> Any:
@@ -69,36 +81,29 @@ def call(domain: str, probe: str, arguments: dict[str, Any], timeout_s: float) -
 
     :raises TimeoutError: there is none in time; one that comes later is nobody's.
     """
-    store = Xenstore()
-    try:
-        base = f"{_DOMAINS}/{_identify(store, domain)}/data/harness"
-        serial = int((store.read(f"{base}/{postbox.ASKED}") or "0 0").split()[0]) + 1
-        request = json.dumps({"id": serial, "call": probe, "arguments": arguments})
-        postbox.post(store, base, postbox.REQUEST, postbox.ASKED, serial, request)
+    base, store = _home(identify(domain)), once(_Shared).store
+    serial = int((store.read(f"{base}/{postbox.ASKED}") or "0").split(" ", 1)[0]) + 1
+    request = json.dumps({"id": serial, "call": probe, "arguments": arguments})
+    postbox.post(store, base, postbox.REQUEST, postbox.ASKED, serial, request)
 
-        def answered() -> str | None:
-            told = (store.read(f"{base}/{postbox.ANSWERED}") or "0 0").split()[0]
-            if int(told) != serial:
-                return None
-            return postbox.fetch(store, base, postbox.ANSWER, postbox.ANSWERED)[1]
+    def answered() -> str | None:
+        told, text = postbox.fetch(store, base, postbox.ANSWER, postbox.ANSWERED)
+        return text if told == serial else None
 
-        return json.loads(_await(store, f"{base}/{postbox.ANSWERED}", answered, timeout_s))
-    finally:
-        store.close()
+    return json.loads(_await(f"{base}/{postbox.ANSWERED}", answered, timeout_s))
 
 
-def _await(store: Xenstore, path: str, look: Callable[[], T | None], timeout_s: float) -> T:
+def _home(number: int) -> str:
+    return f"{_DOMAINS}/{number}/data/harness"
+
+
+def _await(path: str, look: Callable[[], T | None], timeout_s: float) -> T:
     """Look at each change of a node, until there is something to be seen."""
-    deadline = time.monotonic() + timeout_s
-    store.watch(path, "await")
+    deadline, shared = time.monotonic() + timeout_s, once(_Shared)
+    if path not in shared.watched:
+        shared.store.watch(path, "await")
+        shared.watched.add(path)
     while (seen := look()) is None:
-        if store.next_event(deadline - time.monotonic()) is None and time.monotonic() >= deadline:
+        if shared.store.next_event(deadline - time.monotonic()) is None and time.monotonic() >= deadline:
             raise TimeoutError(f"nothing came in {timeout_s:.0f} s")
     return seen
-
-
-def _identify(store: Xenstore, domain: str) -> int:
-    for number in store.ls(_DOMAINS):
-        if store.read(f"{_DOMAINS}/{number}/name") == domain:
-            return int(number)
-    raise LookupError(f"there is no domain {domain}")

@@ -18,11 +18,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from harness.probes import pgdir
+    from harness.probes import kernel_log, pgdir
     from harness.probes.worker import Keeper
 
     Answer = dict[str, Any]
 else:  # beside this file, in the guest
+    import kernel_log
     import pgdir
     from worker import Keeper
 
@@ -237,6 +238,13 @@ _client = Keeper("the display's client", Display)
 def call(operation: str, arguments: Answer) -> Answer:
     """Let the client do something; it is started first if need be. ``died`` names a signal that ended it."""
     return _client.call(operation, arguments)
+
+
+def heard(operation: str, arguments: Answer) -> Answer:
+    """The same, with what the kernel has said meanwhile."""
+    kernel_log.new_lines("display")
+    answer = call(operation, arguments)
+    return {**answer, "kernel_log": kernel_log.new_lines("display")}
 
 
 def end(kill: bool) -> Answer:

@@ -23,11 +23,9 @@ LIMIT = "/sys/module/xen_gntalloc/parameters/limit"
 
 def map_request(domain: int, refs: Sequence[int]) -> bytearray:
     """``struct ioctl_gntdev_map_grant_ref``: count, padding, index (out), and a domain and reference for each page."""
-    request = bytearray(16 + 8 * len(refs))
-    struct.pack_into("<IIQ", request, 0, len(refs), 0, 0)
-    for number, ref in enumerate(refs):
-        struct.pack_into("<II", request, 16 + 8 * number, domain, ref)
-    return request
+    words = [domain] * (2 * len(refs))
+    words[1::2] = refs
+    return bytearray(struct.pack(f"<IIQ{len(words)}I", len(refs), 0, 0, *words))
 
 
 def alloc_request(domain: int, count: int) -> bytearray:

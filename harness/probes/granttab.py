@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from harness.probes.domain import identify
+    from harness.probes.once import once
     from harness.probes.xenctrl import Console
 else:  # beside this file, in the guest
     from domain import identify
+    from once import once
     from xenctrl import Console
 
 PAGE = 4096
@@ -30,6 +32,11 @@ _RESOURCE_GRANT_TABLE, _SHARED = 1, 0
 _TYPE_MASK, _READING, _WRITING = 3, 8, 16
 _OWN = 0  # probes of dom0 alone read grant tables
 _ACTIVE = re.compile(r"\[0x([0-9a-f]+)\] +(\d+) ")
+
+
+def count_each(domains: list[str]) -> list[dict[str, int]]:
+    """See :func:`count`, for several domains."""
+    return [count(domain) for domain in domains]
 
 
 def count(domain: str) -> dict[str, int]:
@@ -93,11 +100,7 @@ def _size(privcmd: int, domain: int) -> int:
 def active(domain: str, timeout_s: float = 10) -> dict[str, Any]:
     """The references that Xen holds a mapping of, as debug key ``g`` prints them, with who mapped them."""
     number = identify(domain)
-    console = Console()
-    try:
-        printed = console.press("g", "gnttab_usage_print_all ]", timeout_s)
-    finally:
-        console.close()
+    printed = once(Console).press("g", "gnttab_usage_print_all ]", timeout_s)
     return {"refs": active_refs(printed, number)}
 
 

@@ -13,7 +13,7 @@ import struct
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself is slow to import
     import mmap
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     Memory = bytearray | memoryview | mmap.mmap
 
@@ -72,7 +72,8 @@ def walk(first: int, pages: int, read: Callable[[int], bytes]) -> Directory:
             break
         here = min(PER_PAGE, pages - len(found.grefs))
         found.grefs.extend(words[1 : 1 + here])
-        found.spare_used += sum(1 for word in words[1 + here :] if word)
+        spare = words[1 + here :]
+        found.spare_used += len(spare) - spare.count(0)
         found.links.append(words[0])
         ref = words[0]
     if not found.fault and len(found.grefs) < pages:
@@ -107,8 +108,8 @@ def pattern(seed: int, page: int) -> bytes:
 
 def fill(memory: Memory, size: int, seed: int, offset: int = 0) -> None:
     """Write the pattern into ``size`` bytes from ``offset`` on, of a buffer whose pattern starts at its byte 0."""
-    for start, stop, page in _pieces(offset, size):
-        memory[start:stop] = pattern(seed, page)[start - page * PAGE : stop - page * PAGE]
+    for start, wanted in _pieces(offset, size, seed):
+        memory[start : start + len(wanted)] = wanted
 
 
 def compare(memory: Memory, size: int, seed: int, offset: int = 0) -> dict[str, int]:
@@ -118,17 +119,21 @@ def compare(memory: Memory, size: int, seed: int, offset: int = 0) -> dict[str, 
     """
     wrong = wrong_pages = 0
     first = -1
-    for start, stop, page in _pieces(offset, size):
-        wanted = pattern(seed, page)[start - page * PAGE : stop - page * PAGE]
-        found = bytes(memory[start:stop])
+    for start, wanted in _pieces(offset, size, seed):
+        found = bytes(memory[start : start + len(wanted)])
         if found != wanted:
             wrong += sum(1 for a, b in zip(found, wanted, strict=True) if a != b)
             wrong_pages += 1
-            first = page if first < 0 else first
+            first = start // PAGE if first < 0 else first
     return {"bytes": size, "wrong": wrong, "wrong_pages": wrong_pages, "first_wrong_page": first}
 
 
-def _pieces(offset: int, size: int) -> list[tuple[int, int, int]]:
-    """The parts of a range that lie in one page each: start, end, number of the page."""
-    first, last = offset // PAGE, pages_of(offset + size)
-    return [(max(offset, page * PAGE), min(offset + size, (page + 1) * PAGE), page) for page in range(first, last)]
+def _pieces(offset: int, size: int, seed: int) -> Iterator[tuple[int, bytes]]:
+    """The parts of a range that lie in one page each: where each starts, and its bytes of the pattern."""
+    end = offset + size
+    for page in range(offset // PAGE, pages_of(end)):
+        start, wanted = page * PAGE, pattern(seed, page)
+        if start < offset or start + PAGE > end:
+            wanted = wanted[max(0, offset - start) : end - start]
+            start = max(start, offset)
+        yield start, wanted

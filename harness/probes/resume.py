@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import importlib
 import os
 import signal
 import socket
@@ -33,6 +34,14 @@ _SIOCSIFHWADDR = 0x8924  # include/uapi/linux/sockios.h
 _ARPHRD_ETHER = 1
 
 _pci_configuration: dict[str, bytes] = {}
+
+
+def preload() -> dict[str, int]:
+    """Import all probes, so that no machine that goes on from this one has to: that takes a guest a second and more."""
+    names = [name for name in os.listdir(os.path.dirname(os.path.abspath(__file__))) if name.endswith(".py")]
+    for name in names:
+        importlib.import_module(name.removesuffix(".py"))
+    return {"modules": len(names)}
 
 
 def prepare(unsaved: Sequence[str], port: int | None) -> dict[str, int]:

@@ -349,7 +349,7 @@ def wait_status(kind: str, field: str, value: Any, patience_s: float) -> Answer:
         answer = call(kind, "status", {})
         if answer[field] == value or time.monotonic() > deadline:
             return answer
-        time.sleep(0.05)
+        time.sleep(_POLL_S)
 
 
 def stop(kind: str, kill: bool) -> Answer:

@@ -16,15 +16,16 @@ _PROBES = {DISPLAY: "drm", SOUND: "alsa"}
 
 
 def in_client(
-    context: Context, device: str, operation: str, *, may_die: bool = False, **arguments: object
+    context: Context, device: str, operation: str, *, may_die: bool = False, how: str = "call", **arguments: object
 ) -> dict[str, Any]:
     """Let a client do something, and give what it says; ``died`` is the signal that it died of, else empty.
 
+    :param how: the probe's function that lets it.
     :raises CommandFailed: it died, and may not.
     """
     domain = domain_of(context, device)
     answer = context.call(
-        f"{_PROBES[device]}.call", layer=domain, timeout_s=60, operation=operation, arguments=arguments
+        f"{_PROBES[device]}.{how}", layer=domain, timeout_s=60, operation=operation, arguments=arguments
     )
     if "died" in answer and not may_die:
         raise CommandFailed(f"the client died of {answer['died']} in {operation}", layer=domain)

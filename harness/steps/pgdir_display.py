@@ -75,14 +75,10 @@ def create(context: Context, params: Size) -> Created:
 
 
 def _create(context: Context, params: Size) -> Created:
-    domain = domain_of(context, DISPLAY)
     width, height, bpp = params.extent
-    context.call("kernel_log.new_lines", layer=domain, who="display")
     size = {"width": width, "height": height, "bpp": bpp}
-    answer = {**_NO_BUFFER, **_in_client(context, "create", may_die=True, buffer=params.buffer, **size)}
-    directory = adopt(context, DISPLAY, params.buffer)
-    lines = context.call("kernel_log.new_lines", layer=domain, who="display")
-    return Created(**answer, directory=directory, kernel_log=lines)
+    answer = _in_client(context, "create", may_die=True, how="heard", buffer=params.buffer, **size)
+    return Created(**{**_NO_BUFFER, **answer}, directory=adopt(context, DISPLAY, params.buffer))
 
 
 class Patterned(OfBuffer):
@@ -132,11 +128,8 @@ def destroy(context: Context, params: OfBuffer) -> Destroyed:
 
 
 def _destroy(context: Context, buffer: str) -> Destroyed:
-    domain = domain_of(context, DISPLAY)
-    context.call("kernel_log.new_lines", layer=domain, who="display")
-    answer = {"error": "", "seconds": 0.0, **_in_client(context, "destroy", may_die=True, buffer=buffer)}
-    lines = context.call("kernel_log.new_lines", layer=domain, who="display")
-    return Destroyed(**answer, kernel_log=lines)
+    answer = _in_client(context, "destroy", may_die=True, how="heard", buffer=buffer)
+    return Destroyed(**{"error": "", "seconds": 0.0, **answer})
 
 
 class Exchange(Size):
@@ -170,7 +163,7 @@ class Exchanged(Evidence):
 def exchange(context: Context, params: Exchange) -> Exchanged:
     """Create a buffer, send every byte of it in both directions, and destroy it."""
     domain, seed = domain_of(context, DISPLAY), 2 * params.seed
-    before, own_before = grants(context, domain), grants(context, "dom0")
+    before, own_before = grants(context, domain, "dom0")
     created = _create(context, params)
     errors = _failed("create", created)
     compared = [NOTHING, NOTHING]
@@ -178,12 +171,13 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
         compared[0] = _send(context, params.buffer, "frontend", "backend", seed)
         compared[1] = _send(context, params.buffer, "backend", "frontend", seed + 1)
         errors += [f"transfer: {part.died}" for part in compared if part.died]
-    during, own_during = grants(context, domain), grants(context, "dom0")
+    during, own_during = grants(context, domain, "dom0")
     log = created.kernel_log
     if not errors:
         destroyed = _destroy(context, params.buffer)
         errors += _failed("destroy", destroyed)
         log = [*log, *destroyed.kernel_log]
+    after, own_after = grants(context, domain, "dom0")
     return Exchanged(
         errors=errors,
         directory=created.directory,
@@ -192,10 +186,10 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
         to_frontend=compared[1],
         before=before,
         during=during,
-        after=grants(context, domain),
+        after=after,
         own_before=own_before,
         own_during=own_during,
-        own_after=grants(context, "dom0"),
+        own_after=own_after,
         kernel_log=log,
     )
 

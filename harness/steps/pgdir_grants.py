@@ -30,10 +30,14 @@ class Count(Evidence):
     to_others: int
 
 
-def grants(context: Context, domain: str) -> Count:
-    """What a domain grants now; ``dom0`` is Domain-0."""
-    name = "Domain-0" if domain == "dom0" else domain
-    return Count(**context.call("granttab.count", layer="dom0", domain=name))
+def grants(context: Context, *domains: str) -> list[Count]:
+    """What each of some domains grants now; ``dom0`` is Domain-0."""
+    names = [_xen_name(domain) for domain in domains]
+    return [Count(**count) for count in context.call("granttab.count_each", layer="dom0", domains=names)]
+
+
+def _xen_name(domain: str) -> str:
+    return "Domain-0" if domain == "dom0" else domain
 
 
 class Grants(Params):
@@ -45,7 +49,8 @@ class Grants(Params):
 @verb("grants.count")
 def grants_count(context: Context, params: Grants) -> Count:
     """Count what a domain grants, in its grant table as Xen has it."""
-    return grants(context, params.domain)
+    (count,) = grants(context, params.domain)
+    return count
 
 
 class Active(Evidence):
@@ -57,8 +62,7 @@ class Active(Evidence):
 @verb("grants.active")
 def grants_active(context: Context, params: Grants) -> Active:
     """List a domain's mapped grants as debug key `g` prints them."""
-    name = "Domain-0" if params.domain == "dom0" else params.domain
-    return Active(**context.call("granttab.active", layer="dom0", domain=name))
+    return Active(**context.call("granttab.active", layer="dom0", domain=_xen_name(params.domain)))
 
 
 @verb("grants.watch")
@@ -123,4 +127,4 @@ def grants_deferred(context: Context, params: WaitDeferred) -> Deferred:
         if not params.settle or found.waiting == 0 or deadline.expired:
             waiting[params.domain] = found.waiting
             return found
-        time.sleep(0.5)
+        time.sleep(0.1)

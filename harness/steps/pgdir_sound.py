@@ -177,7 +177,7 @@ class Exchanged(Evidence):
 def exchange(context: Context, params: Exchange) -> Exchanged:
     """Open both streams, play and capture every byte of their buffers, and close them."""
     domain, size, seed = domain_of(context, SOUND), params.pages * _PAGE, 2 * params.seed
-    before = grants(context, domain)
+    (before,) = grants(context, domain)
     errors: list[str] = []
     directories = {stream: _open(context, stream, params.pages, errors) for stream in _STREAMS}
     to_backend = to_frontend = NOTHING
@@ -185,10 +185,10 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
         _try(context, errors, "playback", "write", seed=seed)
         to_backend = Compared(**in_backend(context, SOUND, "compare", buffer="playback", seed=seed))
         to_frontend = _capture(context, size, seed + 1, errors)
-    during = grants(context, domain)
-    for stream in _STREAMS:
-        for operation in ("drop", "free", "close"):
-            _try(context, errors, stream, operation)
+    (during,) = grants(context, domain)
+    ends = [(operation, {"stream": stream}) for stream in _STREAMS for operation in ("drop", "free", "close")]
+    _try_each(context, errors, *ends)
+    (after,) = grants(context, domain)
     return Exchanged(
         errors=errors,
         played=directories["playback"],
@@ -197,22 +197,28 @@ def exchange(context: Context, params: Exchange) -> Exchanged:
         to_frontend=to_frontend,
         before=before,
         during=during,
-        after=grants(context, domain),
+        after=after,
     )
 
 
 def _try(context: Context, errors: list[str], stream: str, operation: str, **arguments: object) -> dict[str, Any]:
-    answer = _in_client(context, operation, stream=stream, **arguments)
-    if answer["error"]:
-        errors.append(f"{stream} {operation}: {answer['error']}")
-    return answer
+    return _try_each(context, errors, (operation, {"stream": stream, **arguments}))[0]
+
+
+def _try_each(context: Context, errors: list[str], *calls: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Do one thing after the other in the client, whatever comes of each."""
+    answers: list[dict[str, Any]] = _in_client(context, "each", calls=calls)["answers"]
+    for (operation, arguments), answer in zip(calls, answers, strict=True):
+        if answer["error"]:
+            errors.append(f"{arguments['stream']} {operation}: {answer['error']}")
+    return answers
 
 
 def _open(context: Context, stream: str, pages: int, errors: list[str]) -> Directory | None:
     """Open a stream with a buffer of so many pages; gives the directory that the backend was told of."""
-    _try(context, errors, stream, "open")
-    _try(context, errors, stream, "params", size=pages * _PAGE, periods=2)
-    _try(context, errors, stream, "prepare")
+    this = {"stream": stream}
+    size = {"size": pages * _PAGE, "periods": 2}
+    _try_each(context, errors, ("open", this), ("params", {**this, **size}), ("prepare", this))
     return adopt(context, SOUND, stream)
 
 

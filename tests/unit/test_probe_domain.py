@@ -42,7 +42,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def domain(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """dom0's end. In a guest probes lie side by side, and so import one another."""
     monkeypatch.syspath_prepend(str(PROBES))
-    for name in ("domain", "postbox", "xenstore"):
+    for name in ("domain", "once", "postbox", "xenstore"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module("domain")
     monkeypatch.setattr(sys.modules["xenstore"], "SOCKET", str(tmp_path / "dom0"))
@@ -85,7 +85,37 @@ def test_a_domain_that_does_not_answer(domain: ModuleType, server: Server, tmp_p
     late.close()
     with pytest.raises(TimeoutError):
         domain.call("guest", "tried.echo", {"text": "two"}, 0.1)
-    assert server.nodes[f"{HOME}/data/harness/asked"] == b"2 1"
+    assert server.nodes[f"{HOME}/data/harness/asked"].startswith(b'2 0 {"id": 2, ')
+
+
+def test_a_short_call_costs_a_domain_two_messages(domain: ModuleType, server: Server, agent: None) -> None:
+    domain.wait("guest", 20)
+    domain.call("guest", "tried.echo", {"text": "one"}, 20)
+    server.requests.clear()
+    assert domain.call("guest", "tried.echo", {"text": "two"}, 20)["result"] == "two"
+    theirs = [(name, body) for name, _, body in server.requests if body.startswith(b"data/")]
+    assert [name for name, _ in theirs] == ["read", "write"]
+    assert "watch" not in [name for name, _, _ in server.requests]
+
+
+def test_a_domain_that_is_created_anew_has_another_number(domain: ModuleType, server: Server) -> None:
+    assert domain.identify("guest") == 7
+    server.nodes["/local/domain/8/name"] = server.nodes.pop(f"{HOME}/name")
+    assert domain.identify("guest") == 8
+    del server.nodes["/local/domain/8/name"]
+    with pytest.raises(LookupError):
+        domain.identify("guest")
+
+
+def test_an_agent_that_is_forked_has_its_own_connection(
+    domain: ModuleType, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert domain.identify("guest") == 7
+    assert domain.identify("guest") == 7
+    assert len(server.connections) == 1
+    monkeypatch.setattr(sys.modules["once"].os, "getpid", lambda: -1)
+    assert domain.identify("guest") == 7
+    assert len(server.connections) == 2
 
 
 def test_the_backends_of_virtio_devices_are_said_to_be_closed(domain: ModuleType, server: Server) -> None:
@@ -112,11 +142,13 @@ def test_a_text_is_put_whole_or_not_at_all(server: Server, tmp_path: Path) -> No
     text = "0123456789" * 500
     postbox.post(store, "/b", postbox.REQUEST, postbox.ASKED, 3, text)
     assert postbox.fetch(store, "/b", postbox.REQUEST, postbox.ASKED) == (3, text)
-    assert max(len(value) for value in server.nodes.values()) <= postbox.CHUNK_CHARS
-    # a shorter one leaves nothing of a longer one
-    postbox.post(store, "/b", postbox.REQUEST, postbox.ASKED, 4, "short")
+    assert max(len(value) for value in server.nodes.values()) <= postbox.CHUNK_CHARS + len("3 3 ")
+    # nothing of a longer one gets into a shorter one
+    postbox.post(store, "/b", postbox.REQUEST, postbox.ASKED, 4, text[:2000])
     assert [path for path in server.nodes if path.startswith("/b/request/")] == ["/b/request/0"]
+    assert postbox.fetch(store, "/b", postbox.REQUEST, postbox.ASKED) == (4, text[:2000])
+    postbox.post(store, "/b", postbox.REQUEST, postbox.ASKED, 4, "short one")
     with pytest.raises(ValueError, match="too many"):
         postbox.post(store, "/b", postbox.REQUEST, postbox.ASKED, 5, "x" * (postbox.MAX_CHUNKS * 2000))
-    assert postbox.fetch(store, "/b", postbox.REQUEST, postbox.ASKED) == (4, "short")
+    assert postbox.fetch(store, "/b", postbox.REQUEST, postbox.ASKED) == (4, "short one")
     store.close()

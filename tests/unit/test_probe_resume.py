@@ -6,12 +6,13 @@ import builtins
 import io
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.probes import imported
+from tests.unit.probes import PROBES, imported
 
 resume = imported("resume")
 
@@ -21,6 +22,13 @@ class Reaped(io.StringIO):
 
     def read(self, size: int | None = -1, /) -> str:
         raise ProcessLookupError(3, "No such process")
+
+
+def test_all_that_steps_may_call_is_imported_before_a_machine_is_saved() -> None:
+    """In a guest nothing but probes lies there."""
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import resume; print(resume.preload(), *sys.modules)"
+    said = subprocess.run([sys.executable, "-c", script, PROBES], capture_output=True, text=True, check=True).stdout
+    assert {path.stem for path in PROBES.glob("*.py")} - {"__init__"} < set(said.split())
 
 
 def test_a_process_runs_until_it_has_ended() -> None:

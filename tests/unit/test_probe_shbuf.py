@@ -205,6 +205,11 @@ def test_sound_parameters_have_the_kernels_layout() -> None:
     assert len(alsa.sw_params()) == 136
 
 
+def test_a_stream_takes_one_call_after_the_other_whatever_comes_of_each() -> None:
+    calls = [("prepare", {"stream": "playback"}), ("close", {"stream": "capture"})]
+    assert alsa.Streams().each(calls) == {"answers": [{"error": "EBADF"}, {"error": "EBADF"}]}
+
+
 def test_protocols_speak_the_headers_numbers() -> None:
     assert displif.CREATE == 0x10 and displif.FLIP == 0x15
     assert (sndif.OPEN, sndif.CLOSE, sndif.READ, sndif.WRITE) == (0, 1, 2, 3)
