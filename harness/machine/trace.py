@@ -54,8 +54,8 @@ class Recording:
 
     def __init__(self, log: Path, names: Sequence[str], start: int | None = None) -> None:
         self._log = log
-        alternatives = "|".join(re.escape(name).replace(r"\*", r"\w*") for name in names)
-        self._wanted = re.compile(rf"({alternatives}) (.*)")
+        self._names = "|".join(re.escape(name).replace(r"\*", r"\w*") for name in names)
+        self._wanted = re.compile(rf"({self._names}) (.*)")
         self._position = self._size() if start is None else start
         self._end: int | None = None
 
@@ -71,6 +71,23 @@ class Recording:
 
         :raises HostError: when there are more of them than fit in memory.
         """
+        matches = map(self._wanted.fullmatch, self._take_text().split("\n"))
+        return [TraceEvent(*match.groups()) for match in matches if match]
+
+    def take_field(self, field: str) -> list[str]:
+        """What :meth:`take` would give, but only the value after ``field``, as it stands there.
+
+        For events by the hundred thousand: it takes a fifth of the time. Raises as :meth:`take`.
+
+        :raises HostError: when an event has no such field.
+        """
+        values = re.findall(rf"^(?:{self._names}) (?:.*?{_value(field).pattern})?", self._take_text(), re.MULTILINE)
+        if "" in values:
+            raise HostError(f"a trace event has no field {field}", layer="qemu", log=self._log)
+        return values
+
+    def _take_text(self) -> str:
+        """The whole lines that came since the last look."""
         size = (self._size() if self._end is None else self._end) - self._position
         if size > LIMIT_BYTES:
             raise HostError(
@@ -79,14 +96,13 @@ class Recording:
                 log=self._log,
             )
         if size <= 0:
-            return []
+            return ""
         with self._log.open("rb") as file:
             file.seek(self._position)
             text = file.read(size)
         whole = text[: text.rfind(b"\n") + 1]  # QEMU may be in the middle of a line
         self._position += len(whole)
-        matches = map(self._wanted.fullmatch, whole.decode("utf-8", "replace").split("\n"))
-        return [TraceEvent(*match.groups()) for match in matches if match]
+        return whole.decode("utf-8", "replace")
 
 
 class Tracer:

@@ -18,11 +18,13 @@ PAGE = mmap.PAGESIZE
 _BLOCKS = "/sys/devices/system/memory"
 _KPF_OFFLINE = 23  # include/uapi/linux/kernel-page-flags.h: a balloon's pages are PG_offline
 _IS_OFFLINE = bytes(1 if value & (1 << (_KPF_OFFLINE % 8)) else 0 for value in range(256))
-_PFN_MASK = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst: bits 0-54
-_PRESENT = 1 << 63
+#: Documentation/admin-guide/mm/pagemap.rst: the last of an entry's eight bytes has bit 63, "present".
+_IS_PRESENT = bytes(value >> 7 for value in range(256))
+_MADV_POPULATE_WRITE = 23  # include/uapi/asm-generic/mman-common.h
 
 _hog: mmap.mmap | None = None  # the mapping that hog_allocate made
-_hog_frames: list[tuple[int, int]] = []  # (frame, offset in the mapping) of its pages, ascending
+_frames = array.array("I")  # the frame of each of its pages
+_held: list[int] | None = None  # those of its pages that are not freed yet, by ascending frame; None: never looked at
 
 
 def _read(path: str) -> str:
@@ -159,25 +161,35 @@ def compact() -> dict[str, object]:
     }
 
 
-def _release(offsets: list[int]) -> None:
+def _touch(mapping: mmap.mmap) -> None:
+    """Let the kernel give a mapping all of its pages in one call: under emulation, each page fault is dear."""
+    mapping.madvise(_MADV_POPULATE_WRITE)
+
+
+def _release(numbers: list[int]) -> None:
     """Give pages of the hog back to the kernel, neighbours in one call."""
     assert _hog is not None
-    offsets = sorted(offsets)
+    numbers = sorted(numbers)
     start = 0
-    while start < len(offsets):
+    while start < len(numbers):
         end = start + 1
-        while end < len(offsets) and offsets[end] == offsets[end - 1] + PAGE:
+        while end < len(numbers) and numbers[end] == numbers[end - 1] + 1:
             end += 1
-        _hog.madvise(mmap.MADV_DONTNEED, offsets[start], (end - start) * PAGE)
+        _hog.madvise(mmap.MADV_DONTNEED, numbers[start] * PAGE, (end - start) * PAGE)
         start = end
 
 
+def _by_frame() -> list[int]:
+    """The hog's pages, by ascending frame."""
+    return sorted(range(len(_frames)), key=_frames.__getitem__) if _held is None else _held
+
+
 def hog_allocate(leave_mib: int) -> dict[str, int]:
-    """Take all free memory but ``leave_mib``, page by page, and learn which frames those pages are.
+    """Take all free memory but ``leave_mib``, in single pages, and learn which frames those pages are.
 
     Compaction then finds what the hog frees again exactly where the hog wants it.
     """
-    global _hog, _hog_frames
+    global _hog, _frames
     hog_free()
     size = meminfo()["MemAvailable"] * 1024 - (leave_mib << 20)
     size -= size % PAGE
@@ -191,15 +203,13 @@ def hog_allocate(leave_mib: int) -> dict[str, int]:
             raise
     # A child that only compacts has no use for it, and a kernel that must promise it twice refuses the fork.
     _hog.madvise(mmap.MADV_DONTFORK)
-    count = size // PAGE
-    _hog[::PAGE] = b"\1" * count
-    address = _address_of(_hog)
-    entries = array.array("Q")
+    _touch(_hog)
     with open("/proc/self/pagemap", "rb", buffering=0) as file:
-        file.seek(address // PAGE * 8)
-        entries.frombytes(file.read(count * 8))
-    _hog_frames = sorted((entry & _PFN_MASK, number * PAGE) for number, entry in enumerate(entries) if entry & _PRESENT)
-    return {"pages": len(_hog_frames), "lowest": _hog_frames[0][0], "highest": _hog_frames[-1][0]}
+        file.seek(_address_of(_hog) // PAGE * 8)
+        entries = file.read(size // PAGE * 8)
+    # A frame's number is in the lower half of its entry: it is below 2^32 where there are less than 16 TiB.
+    _frames = array.array("I", entries)[::2]
+    return {"pages": entries[7::8].translate(_IS_PRESENT).count(1)}
 
 
 def _address_of(mapping: mmap.mmap) -> int:
@@ -210,11 +220,13 @@ def _address_of(mapping: mmap.mmap) -> int:
 
 def hog_free_lowest(pages: int) -> dict[str, int]:
     """Give back the hog's pages at the lowest frames: what is allocated next lands there."""
-    global _hog_frames
-    _release([offset for _, offset in _hog_frames[:pages]])
-    freed = _hog_frames[:pages]
-    _hog_frames = _hog_frames[pages:]
-    return {"pages": len(freed), "highest": freed[-1][0] if freed else 0}
+    global _held
+    if not pages:
+        return {"pages": 0}
+    held = _by_frame()
+    freed, _held = held[:pages], held[pages:]
+    _release(freed)
+    return {"pages": len(freed)}
 
 
 def hog_punch() -> dict[str, int]:
@@ -222,20 +234,20 @@ def hog_punch() -> dict[str, int]:
 
     The free scanner strides over up to 32 pages in steps of powers of two: holes at odd frames it never sees.
     """
-    global _hog_frames
-    _release([offset for frame, offset in _hog_frames if frame % 2 == 0])
-    kept = [(frame, offset) for frame, offset in _hog_frames if frame % 2]
-    freed = len(_hog_frames) - len(kept)
-    _hog_frames = kept
-    return {"pages": freed}
+    global _held
+    held = _by_frame()
+    freed = [number for number in held if _frames[number] % 2 == 0]
+    _held = [number for number in held if _frames[number] % 2]
+    _release(freed)
+    return {"pages": len(freed)}
 
 
 def hog_free() -> dict[str, int]:
     """Give everything back."""
-    global _hog, _hog_frames
+    global _hog, _frames, _held
     if _hog is not None:
         _hog.close()
-    _hog, _hog_frames = None, []
+    _hog, _frames, _held = None, array.array("I"), None
     return {}
 
 
@@ -251,7 +263,7 @@ def allocate(mib: int) -> dict[str, int]:
         held = []  # one by one: a single large mapping is refused when it exceeds all memory
         for _ in range(mib):
             held.append(mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-            held[-1][::PAGE] = b"\1" * ((1 << 20) // PAGE)
+            _touch(held[-1])
             os.write(writer, b".")
         os._exit(0)
     os.close(writer)

@@ -7,8 +7,9 @@ Sizes are the balloon's own: ``mib: 200`` means that the guest gives up 200 MiB.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 from pydantic import Field
 from tenacity import RetryCallState, Retrying, retry_if_result, wait_fixed
@@ -21,8 +22,11 @@ from harness.steps.base import Context, Evidence, Params, verb
 FEATURE = "balloon"
 PAGE_BYTES = 4096
 _TRACE = "virtio_balloon_handle_output"
+_TRACE_SIZE = "virtio_balloon_set_config"
 _POLL_S = 0.05
+_STALL_S = 10.0
 _DEVICE = "/machine/peripheral/balloon"
+_STATS_QUEUE = 2  # virtio specification, "Traditional Memory Balloon Device": statsq
 _Mib = Annotated[int, Field(ge=0, le=65536)]
 
 
@@ -45,9 +49,9 @@ class HostView:
 
     def refresh(self) -> None:
         """Take in what QEMU logged since the last look. After a restore, QEMU and its tracer are new ones."""
-        for event in self._recording.take():
-            self._events += 1
-            self._pages ^= {event.number("gpa") // PAGE_BYTES}
+        named = Counter(self._recording.take_field("gpa"))
+        self._events += named.total()
+        self._pages ^= {int(address, 0) // PAGE_BYTES for address, times in named.items() if times % 2}
         if self._tracer is not self._context.machine.tracer:
             self._attach()
 
@@ -80,7 +84,7 @@ class Resize(Params):
     """The balloon's new size, and how long it may make no progress before it counts as stalled."""
 
     mib: _Mib
-    stall_s: Annotated[float, Field(gt=0, le=600)] = 10
+    stall_s: Annotated[float, Field(gt=0, le=600)] = _STALL_S
 
 
 class Resized(Evidence):
@@ -130,7 +134,7 @@ def _wait_for_size(context: Context, target: int, stall_s: float) -> int:
     def look() -> int:
         context.machine.check()
         context.deadline.check()
-        actual = int(context.machine.monitor.execute("query-balloon")["actual"])
+        actual = _size(context)
         if not progress or actual != progress[0]:
             progress[:] = [actual, time.monotonic()]
         return actual
@@ -139,6 +143,11 @@ def _wait_for_size(context: Context, target: int, stall_s: float) -> int:
         return actual != target and time.monotonic() - progress[1] < stall_s
 
     return Retrying(retry=retry_if_result(going_on), wait=wait_fixed(_POLL_S))(look)
+
+
+def _size(context: Context) -> int:
+    """The guest's memory in bytes, as it told QEMU last."""
+    return int(context.machine.monitor.execute("query-balloon")["actual"])
 
 
 @verb("balloon.inflate")
@@ -154,9 +163,9 @@ def deflate(context: Context, params: Resize) -> Resized:
 
 
 class Exhaust(Params):
-    """How long the balloon may make no progress before the guest counts as drained."""
+    """How often in a row the driver must have found no page at all before the guest counts as drained."""
 
-    stall_s: Annotated[float, Field(gt=0, le=600)] = 2
+    tries: Annotated[int, Field(ge=1, le=100)] = 4
 
 
 class Exhausted(Evidence):
@@ -182,14 +191,13 @@ def exhaust(context: Context, params: Exhaust) -> Exhausted:
     """
     machine = context.machine
     memory = machine.plan.memory_mib << 20
-    stall_s = params.stall_s * machine.time_factor
     view = _view(context)
     started = time.monotonic()
-    machine.monitor.execute("balloon", {"value": PAGE_BYTES})
-    smallest = _wait_for_size(context, PAGE_BYTES, stall_s)
+    _drain(context, params.tries)
+    smallest = _size(context)
     named = len(view.pages())
     machine.monitor.execute("balloon", {"value": memory})
-    recovered = _wait_for_size(context, memory, stall_s)
+    recovered = _wait_for_size(context, memory, _STALL_S * machine.time_factor)
     return Exhausted(
         requested=(memory - PAGE_BYTES) // PAGE_BYTES,
         reached=(memory - smallest) // PAGE_BYTES,
@@ -198,6 +206,21 @@ def exhaust(context: Context, params: Exhaust) -> Exhausted:
         left=(memory - recovered) // PAGE_BYTES,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _drain(context: Context, tries: int) -> None:
+    """Ask for all memory until the driver has tried so often in vain: it tells its size after each try."""
+    in_vain = 0
+
+    def drained() -> bool:
+        nonlocal in_vain
+        for event in sizes.take():
+            in_vain = in_vain + 1 if event.number("actual") == event.number("oldactual") else 0
+        return in_vain >= tries or _size(context) == PAGE_BYTES
+
+    with context.machine.tracer.record(_TRACE_SIZE) as sizes:
+        context.machine.monitor.execute("balloon", {"value": PAGE_BYTES})
+        _until(context, drained, context.within(60, "the balloon to drain the guest"))
 
 
 class ComparePages(Params):
@@ -259,11 +282,11 @@ class StatsSeen(Evidence):
 def stats(context: Context, _: Stats) -> StatsSeen:
     """Poll the guest's statistics through QMP (QEMU's docs/interop/virtio-balloon-stats)."""
     monitor = context.machine.monitor
-    previous = _guest_stats(context)["last-update"]
+    previous = _stats_sent(context)
     monitor.execute("qom-set", {"path": _DEVICE, "property": "guest-stats-polling-interval", "value": 1})
     deadline = context.within(30, "the balloon's statistics")
-    _until(context, lambda: _guest_stats(context)["last-update"] > previous, deadline)
-    answer = _guest_stats(context)
+    _until(context, lambda: _stats_sent(context) > previous, deadline)
+    answer = monitor.execute("qom-get", {"path": _DEVICE, "property": "guest-stats"})
     monitor.execute("qom-set", {"path": _DEVICE, "property": "guest-stats-polling-interval", "value": 0})
     meminfo = context.call("memory.meminfo")
     # QEMU reports a statistic that the guest did not send as 2^64 - 1.
@@ -278,9 +301,10 @@ def stats(context: Context, _: Stats) -> StatsSeen:
     )
 
 
-def _guest_stats(context: Context) -> dict[str, Any]:
-    answer: dict[str, Any] = context.machine.monitor.execute("qom-get", {"path": _DEVICE, "property": "guest-stats"})
-    return answer
+def _stats_sent(context: Context) -> int:
+    """How often the guest has sent its statistics. What QEMU says of when it did is in whole seconds."""
+    queue = {"path": f"{_DEVICE}/virtio-backend", "queue": _STATS_QUEUE}
+    return int(context.machine.monitor.execute("x-query-virtio-queue-status", queue)["last-avail-idx"])
 
 
 def _until(context: Context, done: Callable[[], bool], deadline: Deadline) -> None:

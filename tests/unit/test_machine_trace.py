@@ -125,6 +125,17 @@ def test_events_of_the_named_kind_in_their_order(log: Path) -> None:
     assert recording.take() == []
 
 
+def test_one_field_of_each_event(log: Path) -> None:
+    recording = Recording(log, ["a_b", "c_*"])
+    log.write_text("a_b name x gpa: 0x1f000\nx_y gpa: 0x2\nc_d gpa=7 size 3 gpa: 8\na_b gpa: 0x1f000\na_b gpa: 0x")
+    assert recording.take_field("gpa") == ["0x1f000", "7", "0x1f000"]
+    assert recording.take_field("gpa") == []
+    with log.open("a") as file:
+        file.write("3\na_b name x\n")
+    with pytest.raises(HostError, match="no field gpa"):
+        recording.take_field("gpa")
+
+
 def test_a_line_that_is_being_written_is_left_for_later(log: Path) -> None:
     recording = Recording(log, ["a_b"])
     assert recording.take() == []
