@@ -99,7 +99,8 @@ def _serve_the_newest(listener: socket.socket) -> None:
 
 def serve_domain() -> None:
     """Answer what dom0 asks this domain, for ever."""
-    postbox, xenstore = importlib.import_module("postbox"), importlib.import_module("xenstore")
+    # Nearly every probe needs ctypes, which is slow to import; in a saved machine that is done.
+    postbox, xenstore, _ = map(importlib.import_module, ("postbox", "xenstore", "ctypes"))
     store = xenstore.Xenstore()
     base, done = "data/harness", 0
     store.watch(f"{base}/{postbox.ASKED}", "asked")

@@ -7,7 +7,6 @@ back, and by force what the kernel does not complete in time: a broken kernel ha
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import mmap
 import os
 import select
@@ -148,7 +147,7 @@ class Backend:
             listened: list[int] = [evtchn.fileno(), connection.fileno(), *served]
             ready, _, _ = select.select(listened, [], [], self._server.pause_s)
             if evtchn.fileno() in ready:
-                self._server.on_event()
+                self._server.on_events()
             self._server.look_in_time()
             for name, fd in list(self._eventfds.items()):
                 if fd in ready:
@@ -297,6 +296,8 @@ class Backend:
 
     def disk(self, window: int, sector: int, count: int) -> Answer:
         """The SHA-256 of sectors of a disk."""
+        import hashlib
+
         device = self._devices[window]
         assert isinstance(device, virtio_device.Block)
         return {"sha256": hashlib.sha256(device.disk[512 * sector : 512 * (sector + count)]).hexdigest()}

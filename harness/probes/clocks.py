@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 import time
 
@@ -28,7 +27,7 @@ def start(now_s: float) -> dict[str, int]:
     :param now_s: seconds since the epoch.
     :return: ``cpus`` that Linux has, and ``xen_cpus`` whose timers were set in the hypervisor.
     """
-    xen_cpus = _start_xen() if platform.machine() == "aarch64" and os.path.exists(privcmd.DEVICE) else 0
+    xen_cpus = _start_xen() if os.uname().machine == "aarch64" and os.path.exists(privcmd.DEVICE) else 0
     cpus = _start_linux()
     time.clock_settime(time.CLOCK_REALTIME, now_s)
     return {"cpus": cpus, "xen_cpus": xen_cpus}

@@ -18,7 +18,7 @@ class Evtchn:
     """One open file, with the ports that were bound through it. Closing it unbinds them."""
 
     def __init__(self) -> None:
-        self._fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        self._fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Unbind all."""
@@ -42,9 +42,12 @@ class Evtchn:
 
     def next(self, timeout_s: float) -> int | None:
         """A local port that was signalled, None when none is in time. It is quiet until :meth:`eoi`."""
-        if not select.select([self._fd], [], [], max(0.0, timeout_s))[0]:
+        if timeout_s > 0:
+            select.select([self._fd], [], [], timeout_s)
+        try:
+            return int.from_bytes(os.read(self._fd, 4), "little")
+        except BlockingIOError:
             return None
-        return int.from_bytes(os.read(self._fd, 4), "little")
 
     def eoi(self, port: int) -> None:
         """Let a port that :meth:`next` gave be signalled again."""

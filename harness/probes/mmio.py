@@ -6,7 +6,6 @@ The kernel lets /dev/mem reach the window only as long as no driver has claimed 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import mmap
 import os
@@ -160,6 +159,8 @@ def read_hwrng(size: int, count: int) -> dict[str, Any]:
 
 def disk(device: str, sector: int, count: int, seed: int | None = None) -> dict[str, Any]:
     """Read sectors past the page cache and give their SHA-256, or write bytes that are made of a number."""
+    import hashlib  # slow, and for disks alone
+
     size = 512 * count
     fd = os.open(device, os.O_RDWR | os.O_DIRECT)
     buffer = mmap.mmap(-1, size)

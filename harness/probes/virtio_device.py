@@ -6,7 +6,6 @@ Registers, queues and devices: Virtual I/O Device (VIRTIO) Version 1.2, sections
 
 from __future__ import annotations
 
-import hashlib
 import struct
 
 TYPE_CHECKING = False
@@ -200,7 +199,7 @@ class Rng(Device):
 
 def rng_bytes(request: int, size: int) -> bytes:
     """What the entropy source gives for a request."""
-    return hashlib.shake_128(b"request %d" % request).digest(size)
+    return _digest(b"request %d" % request, size)
 
 
 class Block(Device):
@@ -237,7 +236,13 @@ class Block(Device):
 
 def sector_bytes(sector: int) -> bytes:
     """What a sector of the disk holds at first."""
-    return hashlib.shake_128(b"sector %d" % sector).digest(512)
+    return _digest(b"sector %d" % sector, 512)
+
+
+def _digest(of: bytes, size: int) -> bytes:
+    import hashlib  # slow, and not for every device
+
+    return hashlib.shake_128(of).digest(size)
 
 
 DEVICES: dict[str, type[Device]] = {"rng": Rng, "block": Block}

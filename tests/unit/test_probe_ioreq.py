@@ -93,7 +93,7 @@ class Bench:
 
     def event(self, vcpu: int) -> None:
         self.evtchn.pending.append(vcpu + 101)
-        self.server.on_event()
+        self.server.on_events()
 
     def state(self, vcpu: int) -> int:
         return self.page[32 * vcpu + 30] & 0xF
