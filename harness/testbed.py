@@ -247,7 +247,6 @@ class Testbed:
             type=wishes.type or (xen.domain_types[0] if xen.domain_types else None),
             virtio_mmio=wishes.virtio_mmio,
             pci=tuple(xen.assignable[device] for device in wishes.pci),
-            cpus=xen.domain_cpus,
         )
         domain = self.domains[name] = Domain(plan, machine)
         machine.watch(DomainConsole(name, self.results / f"console-{name}.log", domain.console_log))

@@ -35,7 +35,6 @@ class DomainPlan:
     :param kernel: path in dom0, as is ``ramdisk``.
     :param type: ``pv`` or ``pvh``; None where there is no choice.
     :param pci: addresses of devices that it has to itself.
-    :param cpus: those that its own run on; None lets Xen choose.
     :param virtio_mmio: how many virtio-mmio devices it has. Their backends are somebody's in dom0.
     """
 
@@ -48,7 +47,6 @@ class DomainPlan:
     type: str | None = None
     virtio_mmio: int = 0
     pci: tuple[str, ...] = ()
-    cpus: str | None = None
 
 
 def xl_config(plan: DomainPlan) -> str:
@@ -71,8 +69,6 @@ def xl_config(plan: DomainPlan) -> str:
     if plan.virtio_mmio:
         # The number says nothing here: what kind of device it is, the backend's registers tell.
         settings["virtio"] = ["type=virtio,device4,transport=mmio,grant_usage=0"] * plan.virtio_mmio
-    if plan.cpus is not None:
-        settings["cpus"] = plan.cpus
     if plan.pci:
         settings["pci"] = list(plan.pci)
     return "".join(f"{name} = {_quoted(value)}\n" for name, value in settings.items())

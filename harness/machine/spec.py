@@ -98,8 +98,7 @@ class Hypervisor(_Strict):
     ``names`` are recipes in ``images/hypervisors/``, the default first; ``args`` are Xen's own, beside those that
     follow from other keys; ``tools`` is the root file system that is added to dom0's. ``domain_types`` are those that a
     scenario's domains can have, the default first, where there is a choice; ``virtio_mmio`` says whether domains can
-    have virtio-mmio devices, and ``domain_args`` are the arguments of their kernels, and ``domain_cpus``
-    the CPUs that they are kept to. ``assignable`` are the devices
+    have virtio-mmio devices, and ``domain_args`` are the arguments of their kernels. ``assignable`` are the devices
     that a domain can have to itself, with their PCI addresses.
     """
 
@@ -110,7 +109,6 @@ class Hypervisor(_Strict):
     tools: str
     domain_types: list[Literal["pv", "pvh"]] = []
     domain_args: list[str] = []
-    domain_cpus: Annotated[str, Field(pattern=r"^[0-9]+(-[0-9]+)?$")] | None = None
     virtio_mmio: bool = False
     assignable: dict[_Name, PciAddress] = {}
 
