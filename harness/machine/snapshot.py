@@ -6,6 +6,7 @@ import base64
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception_type, wait_fixed
@@ -16,6 +17,7 @@ from harness.guest.identity import Identity
 from harness.guest.probe import PORT
 from harness.machine.machine import Machine, new_mac
 from harness.machine.qmp import Monitor, MonitorRefused
+from harness.machine.spec import Profile
 
 _LOOK_S = 1.0
 #: How often a guest is stopped for the right moment, and how long it runs in between.
@@ -114,26 +116,41 @@ def _write(machine: Machine, state: Path, deadline: Deadline) -> None:
 
 
 def _stop(machine: Machine) -> None:
-    """Stop the guest, at a moment when no device's interrupt waits to be taken.
-
-    QEMU's GICv3 loses one that is meant for any CPU but the first: when it has been restored, it finds out what waits
-    for each CPU before it knows for which CPU each interrupt is (``arm_gicv3_post_load``, seen in 7.2). The device,
-    whose line stays up, is not heard again: a network card, say, that had a packet when the machine was saved.
-    """
+    """Stop the guest, at a moment from which QEMU lets another go on."""
     monitor = machine.monitor
     monitor.execute("stop")
-    if not machine.plan.profile.machine.startswith("virt"):
-        return
+    bad = _bad_moment(machine.plan.profile)
     for _ in range(_STOPS):
-        if not _interrupts_wait(monitor):
+        if bad is None or not bad(monitor):
             return
         monitor.execute("cont")
         time.sleep(_LITTLE_S)
         monitor.execute("stop")
 
 
+def _bad_moment(profile: Profile) -> Callable[[Monitor], bool] | None:
+    """What tells that a machine would not go on if it were saved now; None where there is no such moment."""
+    if profile.machine.startswith("virt"):
+        return _interrupts_wait
+    return _in_a_guest if profile.arch == "amd64" and profile.hypervisor is not None else None
+
+
+def _in_a_guest(monitor: Monitor) -> bool:
+    """Whether a CPU may be running a PVH domain; one that is halted does not.
+
+    QEMU 7.2 saves such a CPU, and refuses to load it where there is no KVM ("vCPU set in guest-mode inconsistent with
+    migrated kernel nested state").
+    """
+    return "HLT=0" in monitor.human("info registers -a")
+
+
 def _interrupts_wait(monitor: Monitor) -> bool:
-    """Whether the interrupt controller has one for a CPU, of those that all CPUs share and that are enabled."""
+    """Whether the interrupt controller has one for a CPU, of those that all CPUs share and that are enabled.
+
+    QEMU's GICv3 loses one that is meant for any CPU but the first: when it has been restored, it finds out what waits
+    for each CPU before it knows for which CPU each interrupt is (``arm_gicv3_post_load``, seen in 7.2). The device,
+    whose line stays up, is not heard again: a network card, say, that had a packet when the machine was saved.
+    """
     for word in range(4, _SHARED_BYTES, 4):  # the first is each CPU's own
         pending = monitor.read_word(_GICD + _ISPENDR + word)
         if pending and pending & monitor.read_word(_GICD + _ISENABLER + word):
