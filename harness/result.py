@@ -171,6 +171,10 @@ class ScenarioResult:
         else:
             self.verdict, self.reason = Verdict.ERROR, told
 
+    def distrust(self, told: str) -> None:
+        """The host made the guest do what it never would: an ERROR, whatever came of it. Another try may succeed."""
+        self.verdict, self.reason, self.retried = Verdict.ERROR, f"{told}\n  {self.reason}".rstrip(), told
+
     def to_json(self) -> dict[str, Any]:
         """A plain object, ready for ``json.dump``."""
         plain = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -34,6 +34,7 @@ from harness.unrun import blank_result, directory_name, opened, write_result
 _SAID_CHARS = 400
 #: Kept consoles are shown in failures up to this many lines.
 _CRASH_LINES = 200
+_IMPOSSIBLE = "with flags that no processor can have: QEMU has emulated it wrongly"
 _ALWAYS_KEPT = ("result.json", "evidence.json", "scenario.yaml")
 
 
@@ -135,6 +136,7 @@ class _Run:
         self._started = time.monotonic()
         self._failed_in = ""
         self._judged = False
+        self._impossible = ""
 
     def go(self) -> None:
         """Run it, and write what came of it.
@@ -173,6 +175,8 @@ class _Run:
     def _conclude(self, testbed: Testbed | None) -> None:
         result = self._result
         apply_known_failures(self._scenario, result)
+        if self._impossible:
+            result.distrust(self._impossible)
         if testbed is not None and (left := testbed.leftovers()):
             result.add_host_fault(f"left behind on the host: {', '.join(left)}")
         result.retried = self._retried or result.retried
@@ -317,7 +321,9 @@ class _Run:
         result.seconds.boot, result.seconds.first_command = timings.ready, timings.first_command
         for report in testbed.crashes():
             result.crashes.append(_crash(report))
-            if report.blame is Blame.PRODUCT and result.verdict is not Verdict.FAIL:
+            if report.blame is Blame.EMULATOR:
+                self._impossible = f"{report.layer}: {report.title}, {_IMPOSSIBLE}"
+            elif report.blame is Blame.PRODUCT and result.verdict is not Verdict.FAIL:
                 result.verdict, result.reason = Verdict.FAIL, f"{report.layer}: {report.title}"
 
     def _blame(self, error: HarnessError) -> None:

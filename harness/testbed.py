@@ -25,7 +25,7 @@ from harness.machine.repro import write_repro
 from harness.machine.saved import Key, SavedMachines
 from harness.machine.scratch import scratch_directory
 from harness.machine.spec import Plan, Profile
-from harness.oops import Report
+from harness.oops import Blame, Report
 from harness.places import cache_root
 from harness.regex import compiled
 from harness.scenario.model import Domain as DomainWishes
@@ -139,7 +139,9 @@ class Testbed:
 
     def tolerates(self, report: Report) -> bool:
         """Whether the scenario provokes this crash on purpose (``allow_crash``)."""
-        return any(layer == report.layer and title.search(report.title) for layer, title in self._tolerated)
+        return report.blame is not Blame.EMULATOR and any(
+            layer == report.layer and title.search(report.title) for layer, title in self._tolerated
+        )
 
     # -- the phases, in order ------------------------------------------------------------------------------
 

@@ -135,8 +135,8 @@ class Health:
     def _crash(self, report: Report, console: Console) -> HarnessError:
         """A crash that ends the machine, as the error that blames who is to blame."""
         wrong: type[HarnessError] = GuestCrash
-        if report.blame is Blame.SETUP:
-            wrong = HostError if console is self._qemu_output else BootError
+        if report.blame is not Blame.PRODUCT:
+            wrong = HostError if console is self._qemu_output or report.blame is Blame.EMULATOR else BootError
         return wrong(report.title, layer=report.layer, tail=console.tail(), log=console.log)
 
     def _raise_if_fatal(self, report: Report, console: Console) -> None:

@@ -31,10 +31,14 @@ class Severity(StrEnum):
 
 
 class Blame(StrEnum):
-    """Whose fault it is: the code under test, or what the harness put around it (image, boot plan, host)."""
+    """Whose fault it is: the code under test, or what the harness put around it (image, boot plan, host).
+
+    It is the emulator's when the report shows what no processor can do: nothing else of the guest means anything then.
+    """
 
     PRODUCT = "product"
     SETUP = "setup"
+    EMULATOR = "emulator"
 
 
 END_OF_TRACE: Final = re.compile(rb"-{2,}\[ end (?:trace|Kernel panic)|Rebooting in \d+ seconds")

@@ -14,6 +14,7 @@ past 100 it is counted only; the whole of it is in the console's log, at ``offse
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from sys import getsizeof
 from typing import Final
@@ -28,6 +29,10 @@ REPORTS: Final = 100
 REPORT_TEXT_BYTES: Final = 16 * 1024
 ALL_TEXT_BYTES: Final = 96 * 1024
 PRELUDE_LINES: Final = 120
+#: The flags of an x86 processor as Linux and Xen print them. Bits 22 and up are reserved and always 0 (Intel SDM,
+#: volume 1, 3.4.3; AMD APM, volume 2, 3.1.6). Emulating SVM, QEMU 7.2 has left a domain with half a pointer in them.
+_FLAGS: Final = re.compile(r"\b(?:EFLAGS|rflags): (?:0{8})?([0-9a-f]{8})\b")
+_RESERVED_FLAGS: Final = 0xFFC0_0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class Report:
     :param layer: whose console: ``qemu``, ``xen``, or a guest's name.
     :param title: one line that is the same each time the same thing happens.
     :param severity: how bad it is.
-    :param blame: the product's fault or the set-up's.
+    :param blame: whose fault it is; see :class:`~harness.oops.pattern.Blame`.
     :param pattern: the name of the :class:`~harness.oops.patterns.Pattern`.
     :param line: the 1-based number of the line that gave it away.
     :param offset: that line's first byte in the console's log.
@@ -291,9 +296,15 @@ class Scanner:
             layer=self.layer,
             title=compose(pattern, found.trigger.groups, found.text.lines),
             severity=pattern.severity,
-            blame=pattern.blame,
+            blame=Blame.EMULATOR if any(map(_is_impossible, found.text.lines)) else pattern.blame,
             pattern=pattern.name,
             line=found.line,
             offset=found.offset,
             text=tuple(lines),
         )
+
+
+def _is_impossible(line: str) -> bool:
+    """Whether a line shows a processor's state that there cannot be."""
+    flags = _FLAGS.search(line)
+    return flags is not None and int(flags.group(1), 16) & _RESERVED_FLAGS != 0

@@ -134,6 +134,19 @@ def test_a_crash_that_the_kernel_survives(bench: Bench, allowed: bool) -> None:
     assert result["evidence"]["said"]["stdout"] == "hello", "a kernel that lives on is driven on"
 
 
+@pytest.mark.parametrize("allowed", [pytest.param(False, id="not allowed", marks=quick), slow(True, id="allowed")])
+def test_a_crash_that_no_processor_can_have(bench: Bench, allowed: bool) -> None:
+    """QEMU emulated it wrongly: nothing that comes of it is the product's, not even an assertion that fails."""
+    rules = [{"layer": "guest", "title": "NULL pointer dereference"}] if allowed else []
+    registers = "RSP: 0018:ffffc900001cbc40 EFLAGS: 0798ffda"
+    drive = [sh(f"for line in '{OOPS}' '{registers}'; do echo \"<0>$line\" > /dev/kmsg; done"), SAYS]
+    done = bench.run(bench.scenario(drive=drive, assertions=["said.stdout == 'bye'"], allow_crash=rules))
+    result = done.came_to(2, "error", "flags that no processor can have")
+    assert len(result["failed_assertions"]) == 1
+    assert "flags that no processor can have" in result["retried"]
+    assert result["results"].endswith("-retry")
+
+
 # -- hangs ------------------------------------------------------------------------------------------------------
 
 
