@@ -156,7 +156,8 @@ def test_a_guest_comes_up(images: Images, kernel: Kernel, tmp_path: Path) -> Non
         )
         assert "harness: ready" not in console.read_to("42000\n", 60)
         console.type("hostname; uname -r; cat /proc/modules /proc/mounts /lib/harness/modules.dep.json")
-        console.type("ifconfig eth0; echo wait''ing; sleep 60")
+        # What says so is in the foreground: between two commands a Ctrl-C would be the shell's.
+        console.type("""ifconfig eth0; sh -c "echo wait''ing; exec sleep 60\"""")
         text = console.read_to("waiting\n", 60)
         assert text.startswith(f"here\n{kernel.release}\n")
         for mount in ("proc", "sysfs", "devtmpfs", "devpts", "tmpfs", "debugfs"):
