@@ -30,6 +30,8 @@ _PID_FILE = "/run/dropbear.pid"
 _DROPBEAR = ("dropbear", "-E", "-s", "-k", "-p", "22", "-P", _PID_FILE, "-r", _HOST_KEY)  # as in rootfs/files/init
 _PCI = "/sys/bus/pci/devices"
 _CONFIG_BYTES = 64  # the standard header (PCI Local Bus Specification 3.0, 6.1)
+_RNDRESEEDCRNG = 0x5207  # include/uapi/linux/random.h: _IO('R', 7)
+_IOC_NONE_POWER = 1 << 29  # arch/powerpc/include/uapi/asm/ioctl.h
 _SIOCSIFHWADDR = 0x8924  # include/uapi/linux/sockios.h
 _ARPHRD_ETHER = 1
 
@@ -83,8 +85,7 @@ def resume(token: str, files: Mapping[str, tuple[str, int]], mac: str, now_s: fl
         if file.read().strip() != token:
             raise ValueError("this is not the machine that was saved")
     started = clocks.start(now_s)
-    with open("/dev/urandom", "wb") as pool:
-        pool.write(base64.b64decode(randomness))
+    _reseed(base64.b64decode(randomness))
     for address, configuration in _pci_configuration.items():
         with open(f"{_PCI}/{address}/config", "r+b") as config:
             config.write(configuration)
@@ -97,6 +98,17 @@ def resume(token: str, files: Mapping[str, tuple[str, int]], mac: str, now_s: fl
     _restart_sshd()
     _set_address("eth0", mac)
     return {"restored": len(_pci_configuration), **started}
+
+
+def _reseed(randomness: bytes) -> None:
+    """Give the kernel randomness, and let it draw its key from that now.
+
+    Of itself it would go on for seconds with the key that it had when it was saved, and all copies had the same bytes.
+    """
+    number = _RNDRESEEDCRNG | (_IOC_NONE_POWER if os.uname().machine.startswith("ppc") else 0)
+    with open("/dev/urandom", "wb", buffering=0) as pool:
+        pool.write(randomness)
+        fcntl.ioctl(pool, number)
 
 
 def _restart_sshd() -> None:
