@@ -27,8 +27,9 @@ _OUTPUT_LIMIT = 8 << 20
 _SHOWN = 4096
 _POLL_S = 0.05
 _CHUNK_BYTES = 1 << 15
-#: How often a server that is silent is given half as much time again to say what it is: from 0.5 s to 8.5 s.
-_GROWS = 7
+#: How long a server may be silent at first, and how often it is given half as much time again: up to 12.8 s.
+_SILENT_S = 0.5
+_GROWS = 8
 #: How long a connection may take to be gone after its channels are.
 _END_S = 1.0
 #: What a command printed may come after its exit status; a process that it left running may hold its output for ever.
@@ -116,7 +117,7 @@ class Ssh:
 
         def attempt() -> paramiko.Transport:
             check()
-            return _open_transport(port, identity, deadline, 0.5 * 1.5 ** min(next(attempts), _GROWS))
+            return _open_transport(port, identity, deadline, _SILENT_S * 1.5 ** min(next(attempts), _GROWS))
 
         try:
             transport = Retrying(
